@@ -1,0 +1,1 @@
+"""Attacks: search for wrongly classified points of a ball; what they miss proves nothing."""

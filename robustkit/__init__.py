@@ -1,0 +1,3 @@
+"""robustkit: train, attack, verify and compare robust neural networks."""
+
+__version__ = "0.1.0"

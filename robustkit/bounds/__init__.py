@@ -1,0 +1,1 @@
+"""Sound bounds on what a network can output over a box."""

@@ -1,0 +1,1 @@
+"""Networks by name, checkpoints, and any module of the user."""

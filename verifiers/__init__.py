@@ -1,0 +1,1 @@
+"""Verifiers: prove that every point of a ball is classified rightly, or say why not."""
