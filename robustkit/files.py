@@ -1,0 +1,52 @@
+"""Files that are either whole or absent."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from robustkit.errors import RobustkitError
+
+
+@contextmanager
+def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file that takes the place of ``path`` only once it is written whole and lies on the disk.
+
+    A crash, a full disk or Ctrl-C leaves what stood at ``path`` before.
+
+    Args:
+        path: the file to write; its folder is made where it is missing.
+        mode: ``"w"`` for text (UTF-8) or ``"wb"`` for bytes.
+
+    Yields:
+        The open temporary file.
+
+    Raises:
+        RobustkitError: the folder cannot be written or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _cannot_write(path: Path, error: OSError) -> RobustkitError:
+    reason = error.strerror or str(error)
+    return RobustkitError(f"cannot write {path}: {reason}; give a folder with space that you may write to with --out")
