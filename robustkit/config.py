@@ -1,0 +1,280 @@
+"""Typed configuration: dataclasses built from TOML tables and ``--set`` overrides, every mistake named."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from robustkit.errors import RobustkitError, UsageError, unknown_name
+from robustkit.threat import parse_eps
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which samples.
+
+    Attributes:
+        name: a dataset's name, a folder of images, or an npz file.
+        root: where downloaded datasets lie; searched in the usual places where it is not given.
+        download: fetch a dataset that is not there.
+        train_n: use only the first so many training samples.
+        val_n: validate each epoch on the first so many validation samples.
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    download: bool = False
+    train_n: int | None = None
+    val_n: int = 500
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network.
+
+    Attributes:
+        name: an architecture's name, or ``package.module:factory``; empty for the dataset's own default.
+        checkpoint: weights trained elsewhere, for evaluation.
+    """
+
+    name: str = ""
+    checkpoint: str | None = None
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How it is trained; what only one method knows stands in ``options``.
+
+    Attributes:
+        method: a training method's name.
+        eps: the radius to train for, in pixel units; empty for the dataset's default.
+        epochs: passes over the training set.
+        batch_size: samples per step.
+        lr: learning rate of Adam.
+        lr_schedule: ``"cosine"`` to zero over all epochs, or ``"constant"``.
+        weight_decay: L2 penalty.
+        clip: L2 norm that gradients are clipped to; 0 for none.
+        ramp_start: share of the epochs before eps starts to grow from zero.
+        ramp_end: share of the epochs at which eps reaches its target.
+        options: the method's own hyper-parameters, by its name.
+    """
+
+    method: str = "mixtrain"
+    eps: float | None = None
+    epochs: int = 60
+    batch_size: int = 50
+    lr: float = 1e-3
+    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = 1e-4
+    clip: float = 10.0
+    ramp_start: float = 0.0
+    ramp_end: float = 0.25
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "train.epochs", "at least 1", self.epochs)
+        _check(self.batch_size >= 1, "train.batch_size", "at least 1", self.batch_size)
+        _check(self.lr > 0, "train.lr", "above 0", self.lr)
+        ordered = 0.0 <= self.ramp_start <= self.ramp_end <= 1.0
+        _check(ordered, "train.ramp_start, train.ramp_end", "0 <= start <= end <= 1", (self.ramp_start, self.ramp_end))
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How it is attacked, or how it is verified.
+
+    Attributes:
+        methods: names of attacks or verifiers.
+        eps: radii, in pixel units; empty for the radius it was trained for.
+        n: evaluate the first so many test samples; all where it is not given.
+        batch_size: samples worked on together.
+        options: hyper-parameters, by the method's name.
+    """
+
+    methods: tuple[str, ...] = ()
+    eps: tuple[float, ...] = ()
+    n: int | None = None
+    batch_size: int = 250
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _check(self.n is None or self.n >= 1, "n", "at least 1", self.n)
+        _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides a run.
+
+    Attributes:
+        data: which samples.
+        model: which network.
+        train: how it is trained.
+        attack: how it is attacked.
+        verify: how it is verified.
+        device: ``"auto"``, ``"cpu"`` or ``"cuda"``.
+        seed: of the initial weights, the order of samples and every draw.
+        deterministic: ask torch for deterministic algorithms only.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    attack: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(("pgd", "interval-gradient")))
+    verify: EvaluationConfig = field(default_factory=lambda: EvaluationConfig(("cascade",)))
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+    deterministic: bool = False
+
+
+def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """Build a dataclass from plain values, checking every name and type.
+
+    Args:
+        cls: a dataclass; its fields may be dataclasses themselves.
+        values: field values as TOML or JSON gives them; fields left out keep their defaults.
+        where: dotted path of ``values`` in the configuration, for messages.
+
+    Returns:
+        The instance.
+
+    Raises:
+        UsageError: a name that is no field (the nearest are offered), or a value of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    fields = [one.name for one in dataclasses.fields(cast(Any, cls)) if one.init]
+    for name in values:
+        if name not in fields:
+            raise unknown_name(f"option of {where or 'the configuration'}", name, fields)
+    return cls(**{name: convert(hints[name], value, f"{where}.{name}".lstrip(".")) for name, value in values.items()})
+
+
+def convert(kind: Any, value: Any, where: str) -> Any:
+    """Give a plain value the type a field declares.
+
+    Args:
+        kind: the declared type.
+        value: what TOML, JSON or the command line gave.
+        where: dotted name of the field.
+
+    Returns:
+        The value in the declared type.
+
+    Raises:
+        UsageError: the value does not fit.
+    """
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(value, Mapping):
+        return build(cast(type, kind), value, where)
+    if origin is Literal:
+        if value not in inner:
+            raise unknown_name(f"value for {where}", str(value), map(str, inner))
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else convert(next(one for one in inner if one is not type(None)), value, where)
+    if origin is tuple:
+        items = value if isinstance(value, list | tuple) else [value]
+        return tuple(convert(inner[0], item, where) for item in items)
+    if origin is dict and isinstance(value, Mapping):
+        return {key: convert(inner[1], item, f"{where}.{key}") for key, item in value.items()}
+    if kind is Any:
+        return value
+    if where.rpartition(".")[2] == "eps" and kind is float:
+        return parse_eps(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(kind, type) and isinstance(value, kind) and (kind is bool or not isinstance(value, bool)):
+        return value
+    raise UsageError(f"expected {where} as {getattr(kind, '__name__', kind)}, got {value!r}")
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Lay one nested table over another; where both hold a table the two are merged, else the upper one wins."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = merge(below, value) if isinstance(below, Mapping) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
+    """Read ``a.b=value`` settings into a nested table.
+
+    Args:
+        settings: as typed after ``--set``; the value is TOML, or else plain text.
+
+    Returns:
+        The nested table.
+
+    Raises:
+        UsageError: a setting without ``=`` or without a name.
+    """
+    table: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals or not all(name.split(".")):
+            raise UsageError(f"expected --set section.option=value, got {setting!r}")
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text
+        for part in reversed(name.split(".")):
+            value = {part: value}
+        table = merge(table, value)
+    return table
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises:
+        RobustkitError: there is none, or it is not TOML (with line and column).
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RobustkitError(f"expected an experiment file at {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+
+
+def plain(config: Any) -> Any:
+    """Give a configuration as nested tables of plain values, without the unset ones."""
+    if dataclasses.is_dataclass(config):
+        values = ((one.name, getattr(config, one.name)) for one in dataclasses.fields(config))
+        return {name: plain(value) for name, value in values if value is not None}
+    if isinstance(config, Mapping):
+        return {key: plain(value) for key, value in config.items()}
+    return [plain(item) for item in config] if isinstance(config, tuple | list) else config
+
+
+def digest(values: Any) -> str:
+    """Give eight hexadecimal digits that change whenever a configuration does."""
+    return hashlib.sha256(json.dumps(plain(values), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
+    """List where two nested tables differ, as ``a.b: old -> new``."""
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            found += differences(before, after, f"{where}{key}.")
+        elif before != after:
+            found.append(f"{where}{key}: {before!r} -> {after!r}")
+    return found
+
+
+def _check(holds: bool, name: str, expected: str, value: object) -> None:
+    if not holds:
+        raise UsageError(f"expected {name} {expected}, got {value}")
