@@ -1,1 +1,41 @@
 """Verifiers: prove that every point of a ball is classified rightly, or say why not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from robustkit.bounds import BoundMethod
+from robustkit.config import build
+from robustkit.errors import unknown_name
+from robustkit.verifiers.base import Outcome, Verifier, Verify
+from robustkit.verifiers.bound import BoundVerifier
+from robustkit.verifiers.cascade import Cascade
+
+__all__ = ["VERIFIERS", "BoundVerifier", "Cascade", "Outcome", "Verifier", "Verify", "make_verifier"]
+
+VERIFIERS: dict[str, type[BoundVerifier] | type[Cascade]] = {
+    **dict.fromkeys((bound.value for bound in BoundMethod), BoundVerifier),
+    Cascade.name: Cascade,
+}
+"""Every verifier by name; a bound method's name stands for the verifier of that bound alone."""
+
+
+def make_verifier(name: str, options: Mapping[str, Any] | None = None) -> Verifier:
+    """Make a verifier by name.
+
+    Args:
+        name: one of ``VERIFIERS``.
+        options: its settings.
+
+    Returns:
+        The verifier, to be prepared for a model.
+
+    Raises:
+        UsageError: an unknown name or option; the nearest are offered.
+    """
+    if name not in VERIFIERS:
+        raise unknown_name("verifier", name, VERIFIERS)
+    kind = VERIFIERS[name]
+    fixed = {"bound": BoundMethod(name)} if kind is BoundVerifier else {}
+    return build(kind, {**(options or {}), **fixed}, f"verify.options.{name}")

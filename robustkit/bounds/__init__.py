@@ -1,1 +1,6 @@
-"""Sound bounds on what a network can output over a box."""
+"""Bounds: what a network can output over a box of inputs."""
+
+from robustkit.bounds.autolirpa import BoundedNetwork
+from robustkit.bounds.method import BoundMethod, intersect
+
+__all__ = ["BoundMethod", "BoundedNetwork", "intersect"]

@@ -1,0 +1,99 @@
+"""What a verifier is, and what it says of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.margins import correct, fold
+from robustkit.threat import LinfBall
+from robustkit.verdict import Verdict
+
+
+@dataclass
+class Outcome:
+    """What is known of each sample of a batch; a verifier fills it in, stage by stage.
+
+    Attributes:
+        predicted: predicted classes, shape ``(B,)``.
+        clean: which samples are classified rightly, shape ``(B,)``.
+        falsified: which have a replayed counterexample, shape ``(B,)``.
+        verified: which have only positive margins, shape ``(B,)``.
+        margin: greatest lower bound of the worst margin that was proved, shape ``(B,)``; NaN where none was.
+        x_adv: the counterexample, else the sample itself, shape of the inputs.
+        settled_by: name of the stage that settled each sample.
+        reason: why each unsettled sample is unknown.
+        seconds: time spent on each sample, shape ``(B,)``.
+    """
+
+    predicted: Tensor
+    clean: Tensor
+    falsified: Tensor
+    verified: Tensor
+    margin: Tensor
+    x_adv: Tensor
+    settled_by: list[str]
+    reason: list[str]
+    seconds: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def begin(cls, model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
+        """Start from the predictions alone."""
+        logits: Tensor = model(x)
+        clean = correct(logits, y)
+        size = len(y)
+        return cls(
+            predicted=logits.argmax(dim=1),
+            clean=clean,
+            falsified=torch.zeros_like(clean),
+            verified=torch.zeros_like(clean),
+            margin=torch.full((size,), torch.nan, device=x.device),
+            x_adv=x.clone(),
+            settled_by=["" if good else "prediction" for good in clean.tolist()],
+            reason=[""] * size,
+            seconds=torch.zeros(size, dtype=torch.float64),
+        )
+
+    def left(self) -> Tensor:
+        """Give the positions of the samples that nothing has settled, shape ``(R,)``."""
+        return (self.clean & ~self.falsified & ~self.verified).nonzero().flatten()
+
+    def verdicts(self) -> list[Verdict]:
+        """Fold what is known into one verdict per sample.
+
+        Raises:
+            SoundnessError: a sample is verified although a point of its ball is classified wrongly.
+        """
+        flags = zip(self.clean.tolist(), self.falsified.tolist(), self.verified.tolist(), strict=True)
+        return [fold(*one) for one in flags]
+
+
+Verify = Callable[[Tensor, Tensor, LinfBall], Outcome]
+"""A verifier prepared for a model: inputs ``(B, ...)``, labels ``(B,)`` and a ball to an outcome."""
+
+
+class Verifier(Protocol):
+    """A frozen dataclass of settings; its repr is its row in a table."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables and on the command line."""
+
+    def prepare(self, model: nn.Module, example: Tensor) -> Verify:
+        """Prepare for a model once.
+
+        Args:
+            model: in eval mode, on its device.
+            example: one input, shape ``(1, ...)``.
+
+        Returns:
+            What is then called for every batch.
+
+        Raises:
+            UnsupportedLayerError: a layer cannot be bounded soundly; the layer is named.
+        """

@@ -1,0 +1,85 @@
+"""Attack first, then the cheapest bound, each dearer one only on what is left."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.attacks import Attack, make_attack
+from robustkit.bounds import BoundedNetwork, BoundMethod
+from robustkit.errors import UnsupportedLayerError
+from robustkit.margins import correct
+from robustkit.threat import LinfBall
+from robustkit.verifiers.base import Outcome, Verify
+from robustkit.verifiers.bound import apply_bound
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Falsify what an attack breaks, then prove what is left with ever dearer bounds.
+
+    Each sample records the stage that settled it. Sound and incomplete. A bound that cannot carry a layer of the
+    network is left out, and the reason is kept with every sample that stays unknown.
+
+    Attributes:
+        attack: name of the attack that goes first.
+        bounds: the bound methods, in the order they are tried.
+    """
+
+    name: ClassVar[str] = "cascade"
+    attack: str = "pgd"
+    bounds: tuple[BoundMethod, ...] = (
+        BoundMethod.IBP,
+        BoundMethod.CROWN_IBP,
+        BoundMethod.SYMBOLIC,
+        BoundMethod.CROWN,
+        BoundMethod.ALPHA_CROWN,
+    )
+
+    def prepare(self, model: nn.Module, example: Tensor) -> Verify:
+        """Prepare for a model once; see ``Verifier``."""
+        network = BoundedNetwork(model, example)
+        attack = make_attack(self.attack, {})
+        refused: dict[BoundMethod, str] = {}
+
+        def verify(x: Tensor, y: Tensor, ball: LinfBall) -> Outcome:
+            outcome = Outcome.begin(model, x, y)
+            _apply_attack(outcome, model, attack, x, y, ball)
+            for bound in self.bounds:
+                if bound not in refused:
+                    try:
+                        apply_bound(outcome, network, bound, x, y, ball)
+                    except UnsupportedLayerError as error:
+                        refused[bound] = str(error)
+                        log.warning("cascade goes on without %s: %s", bound.value, error)
+            if len(refused) == len(self.bounds):
+                raise UnsupportedLayerError(f"no bound of the cascade can carry this network: {refused[bound]}")
+            for row in outcome.left().tolist():
+                without = f"; not tried: {', '.join(refused)}" if refused else ""
+                outcome.reason[row] = f"no bound proves a margin above 0{without}"
+            outcome.verdicts()
+            return outcome
+
+        return verify
+
+
+@torch.no_grad()
+def _apply_attack(outcome: Outcome, model: nn.Module, attack: Attack, x: Tensor, y: Tensor, ball: LinfBall) -> None:
+    rows = outcome.left()
+    if not len(rows):
+        return
+    began = time.perf_counter()
+    x_adv = attack(model, x[rows], y[rows], ball).x_adv
+    broken = ~correct(model(x_adv), y[rows]) & ball.contains(x_adv, x[rows])
+    outcome.falsified[rows] = broken
+    outcome.x_adv[rows[broken]] = x_adv[broken]
+    outcome.seconds[rows.cpu()] += (time.perf_counter() - began) / len(rows)
+    for row in rows[broken].tolist():
+        outcome.settled_by[row] = attack.name
