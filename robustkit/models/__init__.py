@@ -1,1 +1,27 @@
-"""Networks by name, checkpoints, and any module of the user."""
+"""Networks by name, and their checkpoints."""
+
+from __future__ import annotations
+
+from robustkit.models.architectures import (
+    ARCHITECTURES,
+    Normalize,
+    check_output,
+    count_parameters,
+    count_relus,
+    make_model,
+)
+from robustkit.models.checkpoints import ModelCard, fingerprint, load_checkpoint, load_weights, save_checkpoint
+
+__all__ = [
+    "ARCHITECTURES",
+    "ModelCard",
+    "Normalize",
+    "check_output",
+    "count_parameters",
+    "count_relus",
+    "fingerprint",
+    "load_checkpoint",
+    "load_weights",
+    "make_model",
+    "save_checkpoint",
+]

@@ -1,0 +1,265 @@
+"""The networks by name, and any ``nn.Module`` of the user's by ``package.module:factory``."""
+
+from __future__ import annotations
+
+import importlib
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.errors import RobustkitError, UsageError, unknown_name
+
+Shape = tuple[int, int, int]
+
+
+class Normalize(nn.Module):
+    """Subtract a mean and divide by a deviation per channel; the first layer of a model, never a step on the data.
+
+    Args:
+        mean: one per channel.
+        std: one per channel, above 0.
+
+    Raises:
+        UsageError: not one of each per channel, or a deviation that is not above 0.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(one > 0 for one in std):
+            raise UsageError(f"expected a mean and a std above 0 per channel, got {tuple(mean)} and {tuple(std)}")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise images of shape ``(B, C, H, W)``."""
+        return (x - self.mean) / self.std
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network that goes by a name.
+
+    Attributes:
+        build: gives its layers for an input shape and a number of classes.
+        input_shape: the only shape ``(C, H, W)`` it takes; None for any.
+        least: least height and width it takes.
+    """
+
+    build: Callable[[Shape, int], list[nn.Module]]
+    input_shape: Shape | None = None
+    least: int = 1
+
+
+def _conv_net(convs: Sequence[tuple[int, int, int]], hidden: Sequence[int]) -> Callable[[Shape, int], list[nn.Module]]:
+    """Stack convolutions ``(channels, kernel, stride)`` of padding 1 and fully connected layers, a ReLU after each."""
+
+    def build(input_shape: Shape, classes: int) -> list[nn.Module]:
+        layers: list[nn.Module] = []
+        channels, *sides = input_shape
+        for out, kernel, stride in convs:
+            layers += [nn.Conv2d(channels, out, kernel, stride, padding=1), nn.ReLU()]
+            channels, sides = out, [(side + 2 - kernel) // stride + 1 for side in sides]
+        layers.append(nn.Flatten())
+        features = channels * math.prod(sides)
+        for width in hidden:
+            layers += [nn.Linear(features, width), nn.ReLU()]
+            features = width
+        return [*layers, nn.Linear(features, classes)]
+
+    return build
+
+
+_small = _conv_net([(16, 4, 2), (32, 4, 2)], [100])
+_large = _conv_net([(32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)], [512, 512])
+
+ARCHITECTURES: dict[str, Architecture] = {
+    "mnist_small": Architecture(_small, (1, 28, 28)),
+    "mnist_large": Architecture(_large, (1, 28, 28)),
+    "cifar_small": Architecture(_small, (3, 32, 32)),
+    "cifar_large": Architecture(_large, (3, 32, 32)),
+    "digits_small": Architecture(_conv_net([(16, 3, 1), (32, 4, 2)], [100]), (1, 8, 8)),
+    "cnn_small": Architecture(_small, least=4),
+    "mlp": Architecture(_conv_net([], [100, 100])),
+}
+
+
+def make_model(
+    name: str,
+    input_shape: Sequence[int],
+    classes: int,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """Make a network with fresh weights from torch's global random state.
+
+    Source of the ``mnist`` and ``cifar`` networks: Wang et al. 2018, arXiv 1811.02625. ``cnn_small`` is the body of the
+    small ones sized to any input, ``mlp`` two hidden layers of 100.
+
+    Args:
+        name: a name in ``ARCHITECTURES``, or ``package.module:factory``: a function of no arguments that gives an
+            ``nn.Module`` (or such a module itself), importable from here or from the working directory.
+        input_shape: ``(C, H, W)`` of an image.
+        classes: number of classes.
+        mean: mean per channel of a ``Normalize`` layer in front; None for 0. A user's own factory brings its own.
+        std: deviation per channel; None for 1. No layer is put in front where neither does anything.
+
+    Returns:
+        An ``nn.Sequential``, or what the user's factory gave.
+
+    Raises:
+        UsageError: an unknown name, an input shape the architecture does not take, or no such factory.
+        RobustkitError: the factory fails, or its model does not give one logit per class.
+    """
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise UsageError(f"expected an input shape (C, H, W), got {tuple(input_shape)}; add the channel dimension")
+    channels, height, width = input_shape
+    if ":" in name:
+        model = _from_factory(name)
+        check_output(model, input_shape, classes)
+        return model
+    if name not in ARCHITECTURES:
+        error = unknown_name("model", name, ARCHITECTURES)
+        raise UsageError(f"{error}; your own is named package.module:factory")
+    chosen = ARCHITECTURES[name]
+    _check_input(name, chosen, (channels, height, width))
+    mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
+    if len(mean) != channels:
+        raise UsageError(f"expected a mean and a std for each of {channels} channels, got {len(mean)}")
+    identity = all(one == 0 for one in mean) and all(one == 1 for one in std)
+    front: list[nn.Module] = [] if identity else [Normalize(mean, std)]
+    return nn.Sequential(*front, *chosen.build((channels, height, width), classes))
+
+
+def check_output(model: nn.Module, input_shape: Sequence[int], classes: int) -> None:
+    """Make sure a model maps one image to one logit per class; its mode and the random state stay as they are.
+
+    Args:
+        model: any module.
+        input_shape: ``(C, H, W)`` of an image.
+        classes: number of classes.
+
+    Raises:
+        RobustkitError: it fails on such an image, or gives anything but a tensor of shape ``(1, classes)``.
+    """
+    try:
+        output = _probe(model, input_shape)
+    except Exception as error:
+        raise RobustkitError(
+            f"expected a model for images of shape {tuple(input_shape)}, got {_one_line(error)} on one of them; "
+            "check that the model suits the data"
+        ) from error
+    shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if shape != (1, classes):
+        raise RobustkitError(
+            f"expected logits of shape (1, {classes}) from the model on one image, got {shape}; "
+            "its last layer must give one value per class"
+        )
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Count the trainable numbers of a model."""
+    return sum(one.numel() for one in model.parameters())
+
+
+def count_relus(model: nn.Module, input_shape: Sequence[int]) -> int:
+    """Count the ReLU neurons that one image passes; only ``nn.ReLU`` modules are seen.
+
+    Args:
+        model: any module.
+        input_shape: ``(C, H, W)`` of an image.
+
+    Returns:
+        The number of neurons.
+    """
+    counts: list[int] = []
+    hooks = [
+        one.register_forward_hook(lambda _module, _inputs, output: counts.append(output.numel()))
+        for one in model.modules()
+        if isinstance(one, nn.ReLU)
+    ]
+    try:
+        _probe(model, input_shape)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(counts)
+
+
+def _check_input(name: str, chosen: Architecture, shape: Shape) -> None:
+    if chosen.input_shape is not None and shape != chosen.input_shape:
+        raise UsageError(
+            f"expected images of shape {chosen.input_shape} for {name}, got {shape}; cnn_small and mlp take any shape"
+        )
+    if min(shape[1:]) < chosen.least:
+        raise UsageError(f"expected images of at least {chosen.least} pixels a side for {name}, got {shape}; use mlp")
+
+
+def _probe(model: nn.Module, input_shape: Sequence[int]) -> object:
+    """Run one black image through a model in eval mode, leaving no trace."""
+    modes = [(one, one.training) for one in model.modules()]
+    like = next((one for one in model.parameters() if one.is_floating_point()), torch.zeros(()))
+    x = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
+    devices = [like.device] if like.is_cuda else []
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            model.eval()
+            output: object = model(x)
+            return output
+    finally:
+        for one, mode in modes:
+            one.training = mode
+
+
+def _from_factory(name: str) -> nn.Module:
+    module_name, _, attribute = name.partition(":")
+    with _working_directory_importable():
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            raise UsageError(
+                f"cannot import {module_name!r} for the model {name!r}: {_one_line(error)}; "
+                "name it as package.module:factory, importable from the working directory"
+            ) from error
+        if not hasattr(module, attribute):
+            raise unknown_name(f"factory in {module_name}", attribute, (one for one in vars(module) if one[0] != "_"))
+        factory = getattr(module, attribute)
+        model = factory if isinstance(factory, nn.Module) else _call(factory, name)
+    if not isinstance(model, nn.Module):
+        raise RobustkitError(f"expected an nn.Module from {name}, got {type(model).__name__}; return the network")
+    return model
+
+
+def _call(factory: object, name: str) -> object:
+    if not callable(factory):
+        return factory
+    try:
+        return factory()
+    except Exception as error:
+        raise RobustkitError(f"expected {name}() to give a network, got {_one_line(error)}") from error
+
+
+@contextmanager
+def _working_directory_importable() -> Iterator[None]:
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        with suppress(ValueError):
+            sys.path.remove(here)
+
+
+def _one_line(error: Exception) -> str:
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0]}" if text else type(error).__name__
