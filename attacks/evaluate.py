@@ -1,0 +1,131 @@
+"""Attack a test set, and write down only what a fresh prediction confirms."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from robustkit.attacks.base import Attack, check_inputs, check_labels, checked_logits, evaluating, least_margin
+from robustkit.errors import RobustkitError
+from robustkit.margins import fold
+from robustkit.results import Subject, evaluation_table
+from robustkit.threat import LinfBall
+
+
+class Samples(Protocol):
+    """What is attacked: any object with these three tensors, such as ``robustkit.data.Split``."""
+
+    @property
+    def x(self) -> Tensor:
+        """Inputs, shape ``(N, ...)``, within the pixel range."""
+
+    @property
+    def y(self) -> Tensor:
+        """Labels, shape ``(N,)``."""
+
+    @property
+    def index(self) -> Tensor:
+        """Positions in the test set, shape ``(N,)``."""
+
+
+def attack_batches(
+    attack: Attack, model: nn.Module, split: Samples, ball: LinfBall, subject: Subject, batch_size: int = 250
+) -> Iterator[tuple[pd.DataFrame, Tensor]]:
+    """Attack samples batch by batch; the caller counts, keeps and may stop after any batch.
+
+    Args:
+        attack: the attack.
+        model: the model, in any mode, on its device.
+        split: the samples.
+        ball: the ball around each.
+        subject: which network, on what: the part of a row that all share.
+        batch_size: samples attacked together.
+
+    Yields:
+        The rows of the results table of a batch, and its points ``x_adv``, shape ``(B, ...)``, on the device of ``x``.
+
+    Raises:
+        UsageError: inputs outside the pixel range, or labels that are none.
+        RobustkitError: the model gives no usable logits, or the attack a point outside its ball.
+    """
+    for first in range(0, len(split.y), batch_size):
+        part = slice(first, first + batch_size)
+        yield evaluate_batch(
+            attack, model, split.x[part], split.y[part], ball, index=split.index[part], subject=subject
+        )
+
+
+def evaluate_batch(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    ball: LinfBall,
+    *,
+    index: Tensor,
+    subject: Subject,
+) -> tuple[pd.DataFrame, Tensor]:
+    """Attack one batch, and judge the points by predicting them anew.
+
+    Args:
+        attack: the attack.
+        model: the model, in any mode, on its device.
+        x: inputs, shape ``(B, ...)``.
+        y: labels, shape ``(B,)``.
+        ball: the ball around each input.
+        index: positions in the test set, shape ``(B,)``.
+        subject: which network, on what.
+
+    Returns:
+        The rows of the results table, and the points ``x_adv``, shape ``(B, ...)``, on the device of ``x``.
+
+    Raises:
+        UsageError: inputs outside the pixel range, or labels that are none.
+        RobustkitError: the model gives no usable logits, or the attack a point outside its ball.
+    """
+    check_inputs(x, y, ball)
+    device = next((one.device for one in model.parameters()), x.device)
+    inputs, labels = x.to(device), y.to(device).long()
+    began = time.perf_counter()
+    x_adv = attack(model, inputs, labels, ball, index).x_adv.detach()
+    seconds = (time.perf_counter() - began) / len(y)
+    _check_points(attack, x_adv, inputs, ball)
+    with evaluating(model), torch.no_grad():
+        logits, logits_adv = checked_logits(model, inputs), checked_logits(model, x_adv)
+    check_labels(labels, logits.shape[1])
+    margin = least_margin(logits_adv, labels)
+    clean = (least_margin(logits, labels) > 0).tolist()
+    rows = evaluation_table(
+        subject,
+        "attack",
+        attack.name,
+        repr(attack),
+        eps=ball.eps,
+        index=index.cpu().numpy(),
+        label=y.cpu().numpy(),
+        predicted=logits.argmax(dim=1).cpu().numpy(),
+        verdict=[fold(*one, verified=False) for one in zip(clean, (margin <= 0).tolist(), strict=True)],
+        margin=margin.cpu().numpy(),
+        seconds=[seconds] * len(y),
+    )
+    return rows, x_adv.to(x.device)
+
+
+def _check_points(attack: Attack, x_adv: Tensor, x: Tensor, ball: LinfBall) -> None:
+    if x_adv.shape != x.shape:
+        raise RobustkitError(
+            f"expected attack {attack.name!r} to give points of shape {tuple(x.shape)}, got {tuple(x_adv.shape)}"
+        )
+    inside = ball.contains(x_adv, x)
+    if not inside.all():
+        apart = (x_adv.double() - x.double()).abs().max()
+        raise RobustkitError(
+            f"expected attack {attack.name!r} to stay in the ball of eps {ball.eps:g} and in the pixel range, but "
+            f"{int((~inside).sum())} of {len(x)} points lie outside (up to {float(apart):.6g} away); "
+            "nothing of it was recorded: mend the attack, for example with ball.project"
+        )

@@ -1,0 +1,120 @@
+import itertools
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkit.attacks import PGD, IntervalGradient
+from robustkit.attacks.interval_gradient import interval_gradient
+from robustkit.bounds import BoundedNetwork
+from robustkit.errors import UnsupportedLayerError
+from robustkit.margins import margin_specification
+from robustkit.threat import LinfBall
+
+BALL = LinfBall(0.1)
+
+
+def planted() -> nn.Module:
+    """Logits ``(0.1, relu(4 (x1 - 0.52)), -1)``: at x = (0.5, 0.5) class 0, with a gradient of 0 in every pixel.
+
+    The violation, class 1 at any x1 > 0.545, lies behind a dead ReLU: no gradient at the sample points to it.
+    """
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 3))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[0.0, 4.0], [1.0, 0.0]]))
+        model[0].bias.copy_(torch.tensor([-2.08, 0.0]))
+        model[2].weight.copy_(torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 0.0]]))
+        model[2].bias.copy_(torch.tensor([0.1, 0.0, -1.0]))
+    return model
+
+
+X, Y = torch.full((1, 2), 0.5), torch.tensor([0])
+
+
+@pytest.mark.parametrize("inner", ["pgd", "cw"])
+@pytest.mark.parametrize(("move", "x1"), [("corner", 0.6), ("small", 0.55)])
+def test_finds_a_violation_that_no_gradient_points_to(inner: str, move: str, x1: float) -> None:
+    model = planted()
+    plain = PGD(random_start=False)(model, X, Y, BALL)
+    assert plain.margin.item() == pytest.approx(0.1)
+    attack = IntervalGradient(inner=inner, move=move, restarts=1, interval_iters=1)  # type: ignore[arg-type]
+    found = attack(model, X, Y, BALL)
+    assert found.margin.item() == pytest.approx(0.1 - 4 * (x1 - 0.52), abs=1e-5)
+    assert found.x_adv[0].tolist() == pytest.approx([0.5, x1], abs=1e-6)
+
+
+def test_one_relu_by_hand() -> None:
+    """Over x1 in [0.45, 0.55], z = 4 (x1 - 0.52) lies in [-0.28, 0.12]: slope 0.12 / 0.4 = 0.3."""
+    network = BoundedNetwork(planted(), X)
+    gradient, upper = interval_gradient(network, X - 0.05, X + 0.05, Y, 3)
+    torch.testing.assert_close(gradient, torch.tensor([[0.0, 1.2]]), atol=1e-5, rtol=0)
+    torch.testing.assert_close(upper, torch.tensor([0.02]), atol=1e-5, rtol=0)
+
+
+def test_of_a_linear_model_it_is_the_gradient() -> None:
+    model = nn.Linear(4, 3)
+    x, y = torch.rand(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 0, 1])
+    gradient, upper = interval_gradient(BoundedNetwork(model, x[:1]), x - 0.1, x + 0.1, y, 3)
+    weight = model.weight.detach()
+    gaps = -margin_specification(y, 3) @ weight
+    bounds = -margin_specification(y, 3) @ model(x).detach().unsqueeze(2)
+    bounds = bounds.squeeze(2) + 0.1 * gaps.abs().sum(dim=2)
+    bounds[torch.arange(5), y] = -torch.inf
+    best, rival = bounds.max(dim=1)
+    torch.testing.assert_close(gradient, gaps[torch.arange(5), rival], atol=1e-5, rtol=0)
+    torch.testing.assert_close(upper, best, atol=1e-5, rtol=0)
+
+
+def test_boxes_widen_by_threes_to_half_the_ball(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a margin of 100 no class can win anywhere: all four boxes are tried, and the point stays."""
+    model, widths = planted(), []
+    with torch.no_grad():
+        model[2].bias[0] = 100.0
+    real = BoundedNetwork.input_coefficients
+
+    def recording(network: BoundedNetwork, lb: Tensor, ub: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
+        widths.append(float((ub - lb).max()) / 2)
+        return real(network, lb, ub, specification)
+
+    monkeypatch.setattr(BoundedNetwork, "input_coefficients", recording)
+    found = IntervalGradient(restarts=1, interval_iters=1)(model, X, Y, LinfBall(0.3))
+    assert widths == pytest.approx([0.01, 0.03, 0.09, 0.15], abs=1e-6)
+    assert torch.equal(found.x_adv, X)
+
+
+def test_only_what_stands_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearer a sample is to the violation, the sooner its box is wide enough."""
+    model, rows = planted(), []
+    real = BoundedNetwork.input_coefficients
+
+    def recording(network: BoundedNetwork, lb: Tensor, ub: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
+        rows.append(len(lb))
+        return real(network, lb, ub, specification)
+
+    monkeypatch.setattr(BoundedNetwork, "input_coefficients", recording)
+    x = torch.tensor(
+        [[0.5, 0.518], [0.5, 0.50], [0.5, 0.2], [0.5, 0.58]]
+    )  # won at 0.03, at 0.05, never, from the start
+    found = IntervalGradient(restarts=1, interval_iters=1)(model, x, torch.zeros(4, dtype=torch.long), BALL)
+    assert rows == [3, 3, 3, 2]
+    assert (found.margin <= 0).tolist() == [True, True, False, True]
+
+
+def test_breaks_whatever_its_inner_attack_breaks() -> None:
+    torch.manual_seed(4)
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3))
+    x = torch.rand(40, 8, generator=torch.Generator().manual_seed(1))
+    y = model(x).argmax(dim=1)
+    plain = PGD(steps=10, random_start=False)(model, x, y, BALL)
+    margins = [IntervalGradient(steps=10, restarts=restarts)(model, x, y, BALL).margin for restarts in (1, 2, 4)]
+    assert (plain.margin <= 0).any()
+    for fewer, more in itertools.pairwise([plain.margin, *margins]):
+        assert (more <= fewer).all()
+
+
+def test_an_unsupported_layer_is_named_and_the_model_restored() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 2)).train()
+    x = torch.full((1, 1, 3, 3), 0.5)
+    with pytest.raises(UnsupportedLayerError, match="MaxPool2d at '1'"):
+        IntervalGradient()(model, x, model(x).argmax(dim=1), BALL)
+    assert all(one.training for one in model.modules())
