@@ -10,6 +10,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
@@ -180,6 +181,10 @@ def convert(kind: Any, value: Any, where: str) -> Any:
         if value not in inner:
             raise unknown_name(f"value for {where}", str(value), map(str, inner))
         return value
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        if value not in [one.value for one in kind]:
+            raise unknown_name(f"value for {where}", str(value), [str(one.value) for one in kind])
+        return kind(value)
     if origin in (typing.Union, types.UnionType):
         return None if value is None else convert(next(one for one in inner if one is not type(None)), value, where)
     if origin is tuple:
