@@ -11,8 +11,9 @@ from robustkit.errors import unknown_name
 from robustkit.verifiers.base import Outcome, Verifier, Verify
 from robustkit.verifiers.bound import BoundVerifier
 from robustkit.verifiers.cascade import Cascade
+from robustkit.verifiers.evaluate import verify_batches
 
-__all__ = ["VERIFIERS", "BoundVerifier", "Cascade", "Outcome", "Verifier", "Verify", "make_verifier"]
+__all__ = ["VERIFIERS", "BoundVerifier", "Cascade", "Outcome", "Verifier", "Verify", "make_verifier", "verify_batches"]
 
 VERIFIERS: dict[str, type[BoundVerifier] | type[Cascade]] = {
     **dict.fromkeys((bound.value for bound in BoundMethod), BoundVerifier),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -73,8 +72,21 @@ class Outcome:
         return [fold(*one) for one in flags]
 
 
-Verify = Callable[[Tensor, Tensor, LinfBall], Outcome]
-"""A verifier prepared for a model: inputs ``(B, ...)``, labels ``(B,)`` and a ball to an outcome."""
+class Verify(Protocol):
+    """A verifier prepared for a model."""
+
+    def __call__(self, x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
+        """Verify a batch.
+
+        Args:
+            x: inputs, shape ``(B, ...)``, in the pixel range.
+            y: labels, shape ``(B,)``.
+            ball: the ball around each input.
+            index: positions in the test set, from which an attack draws its starts, shape ``(B,)``.
+
+        Returns:
+            What is known of each sample.
+        """
 
 
 class Verifier(Protocol):

@@ -33,7 +33,7 @@ class BoundVerifier:
         """Prepare for a model once; see ``Verifier``."""
         network = BoundedNetwork(model, example)
 
-        def verify(x: Tensor, y: Tensor, ball: LinfBall) -> Outcome:
+        def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
             outcome = Outcome.begin(model, x, y)
             apply_bound(outcome, network, self.bound, x, y, ball)
             outcome.verdicts()

@@ -38,7 +38,6 @@ class Cascade:
     bounds: tuple[BoundMethod, ...] = (
         BoundMethod.IBP,
         BoundMethod.CROWN_IBP,
-        BoundMethod.SYMBOLIC,
         BoundMethod.CROWN,
         BoundMethod.ALPHA_CROWN,
     )
@@ -49,9 +48,9 @@ class Cascade:
         attack = make_attack(self.attack, {})
         refused: dict[BoundMethod, str] = {}
 
-        def verify(x: Tensor, y: Tensor, ball: LinfBall) -> Outcome:
+        def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
             outcome = Outcome.begin(model, x, y)
-            _apply_attack(outcome, model, attack, x, y, ball)
+            _apply_attack(outcome, model, attack, x, y, ball, index)
             for bound in self.bounds:
                 if bound not in refused:
                     try:
@@ -71,12 +70,15 @@ class Cascade:
 
 
 @torch.no_grad()
-def _apply_attack(outcome: Outcome, model: nn.Module, attack: Attack, x: Tensor, y: Tensor, ball: LinfBall) -> None:
+def _apply_attack(
+    outcome: Outcome, model: nn.Module, attack: Attack, x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None
+) -> None:
     rows = outcome.left()
     if not len(rows):
         return
     began = time.perf_counter()
-    x_adv = attack(model, x[rows], y[rows], ball).x_adv
+    index = torch.arange(len(y)) if index is None else index
+    x_adv = attack(model, x[rows], y[rows], ball, index.cpu()[rows.cpu()]).x_adv
     broken = ~correct(model(x_adv), y[rows]) & ball.contains(x_adv, x[rows])
     outcome.falsified[rows] = broken
     outcome.x_adv[rows[broken]] = x_adv[broken]
