@@ -1,1 +1,52 @@
-"""Training methods, one loop, and its schedules."""
+"""Training: one loop, and one file for each method it can run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from robustkit.config import build
+from robustkit.errors import unknown_name
+from robustkit.training.adversarial import PGDTraining
+from robustkit.training.ibp import IBP
+from robustkit.training.loop import STATE_FILE, Plan, train
+from robustkit.training.method import Moment, Trainee, TrainingMethod
+from robustkit.training.mixtrain import MixTrain
+from robustkit.training.natural import Natural
+from robustkit.training.schedules import EpochMetrics, EpsRamp
+
+__all__ = [
+    "METHODS",
+    "STATE_FILE",
+    "EpochMetrics",
+    "EpsRamp",
+    "Moment",
+    "Plan",
+    "Trainee",
+    "TrainingMethod",
+    "make_method",
+    "train",
+]
+
+METHODS: dict[str, type[Natural] | type[PGDTraining] | type[IBP] | type[MixTrain]] = {
+    one.name: one for one in (Natural, PGDTraining, IBP, MixTrain)
+}
+"""Every training method by name."""
+
+
+def make_method(name: str, options: Mapping[str, Any] | None = None) -> TrainingMethod:
+    """Make a training method by name.
+
+    Args:
+        name: one of ``METHODS``.
+        options: its hyper-parameters.
+
+    Returns:
+        The method.
+
+    Raises:
+        UsageError: an unknown name or option; the nearest are offered.
+    """
+    if name not in METHODS:
+        raise unknown_name("training method", name, METHODS)
+    return build(METHODS[name], options or {}, f"train.options.{name}")

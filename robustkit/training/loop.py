@@ -110,7 +110,8 @@ class _Loop:
         self.schedule = LambdaLR(
             self.optimizer, lambda step: 0.5 * (1.0 + math.cos(math.pi * step / total)) if cosine else 1.0
         )
-        if method.validation_bound is not None:
+        model.eval()
+        if method.validation_bound is not None:  # an unsupported layer shows here, not after an hour
             self.verified_fraction(LinfBall(0.0), Split(val.x[:1], val.y[:1], val.index[:1]))
 
     def epoch(self, epoch: int, history: list[EpochMetrics], reporter: Reporter) -> EpochMetrics:
@@ -170,7 +171,7 @@ class _Loop:
         bound = self.method.validation_bound
         if bound is None:
             return math.nan
-        parts = zip(split.x.split(50), split.y.split(50), strict=True)
+        parts = zip(torch.split(split.x, 50), torch.split(split.y, 50), strict=True)
         sure = [certified(self.trainee.bounds.lower_margins(x, y, ball, bound), y) for x, y in parts]
         return torch.cat(sure).double().mean().item()
 

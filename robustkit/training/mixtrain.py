@@ -76,9 +76,10 @@ class MixTrain:
 
     def loss(self, trainee: Trainee, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """Give the natural loss of the batch, and most of the time the robust loss of a few samples with it."""
-        natural = functional.cross_entropy(trainee.model(x), y)
         if torch.rand((), generator=moment.generator).item() >= self.mixing:
-            return natural
+            logits: Tensor = trainee.model(x)
+            return functional.cross_entropy(logits, y)
         few = torch.randint(len(y), (min(self.k, len(y)),), generator=moment.generator).to(y.device)
+        natural = functional.cross_entropy(trainee.bounds(x), y)  # batch norm bounds with this batch's statistics
         margins = trainee.bounds.lower_margins(x[few], y[few], moment.ball, BoundMethod(self.bound))
         return natural + moment.weight * robust_loss(margins, y[few])

@@ -1,0 +1,158 @@
+"""Run directories: one per network, holding all that was asked, computed and measured of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import tomli_w
+import torch
+
+from robustkit.config import Config, build, differences, plain, read_toml
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.files import replacing
+from robustkit.models.checkpoints import WEIGHTS_FILE
+from robustkit.results import COLUMNS, read_table
+
+CONFIG_FILE = "config.toml"
+HISTORY_FILE = "history.jsonl"
+ENVIRONMENT_FILE = "environment.json"
+RESULTS = "results"
+WHAT_TRAINING_READS = ("data", "model", "train", "seed", "deterministic")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    Attributes:
+        path: the directory.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The directory's own name."""
+        return self.path.name
+
+    @property
+    def trained(self) -> bool:
+        """Whether training has finished here."""
+        return (self.path / WEIGHTS_FILE).exists()
+
+    def open(self, config: Config) -> None:
+        """Make the directory, or take up one that stands and was made from the same configuration.
+
+        Args:
+            config: the resolved configuration; kept beside the environment it runs in.
+
+        Raises:
+            RobustkitError: the directory cannot be written.
+            UsageError: it holds a run of another configuration; the message says what differs.
+        """
+        settings = plain(config)
+        if (self.path / CONFIG_FILE).exists():
+            before = read_toml(self.path / CONFIG_FILE)
+            old, new = ({key: one.get(key) for key in WHAT_TRAINING_READS} for one in (before, settings))
+            differing = differences(old, new)
+            if differing:
+                raise UsageError(
+                    f"{self.path} holds a run of another configuration ({'; '.join(differing[:5])}); "
+                    "give another --out, or the same configuration to go on"
+                )
+        with replacing(self.path / CONFIG_FILE) as file:
+            file.write(tomli_w.dumps(settings))
+        with replacing(self.path / ENVIRONMENT_FILE) as file:
+            json.dump(environment(), file, indent=2)
+
+    def config(self) -> Config:
+        """Read the configuration the run was made from."""
+        return build(Config, read_toml(self.path / CONFIG_FILE))
+
+    def environment(self) -> dict[str, Any]:
+        """Read what the run was computed on."""
+        found: dict[str, Any] = json.loads((self.path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        return found
+
+    def write_history(self, history: Iterable[Mapping[str, Any]]) -> None:
+        """Write the metrics of every epoch, a JSON object a line."""
+        with replacing(self.path / HISTORY_FILE) as file:
+            file.writelines(json.dumps(epoch) + "\n" for epoch in history)
+
+    def history(self) -> pd.DataFrame:
+        """Read the metrics of every epoch; empty for a network trained elsewhere."""
+        path = self.path / HISTORY_FILE
+        return pd.read_json(path, lines=True) if path.exists() else pd.DataFrame()
+
+    def table(self) -> pd.DataFrame:
+        """Read the rows of all finished evaluations."""
+        paths = sorted((self.path / RESULTS).glob("*.csv"))
+        tables = [read_table(path) for path in paths if not path.name.startswith(".")]
+        return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+
+
+def find_runs(paths: Iterable[Path]) -> list[Run]:
+    """Find every run directory at or below some folders.
+
+    Raises:
+        RobustkitError: a folder holds none.
+    """
+    runs: list[Run] = []
+    for path in paths:
+        found = [Run(one.parent) for one in sorted(path.rglob(CONFIG_FILE))]
+        if not found:
+            raise RobustkitError(f"expected a run directory at {path}, found none; `robustkit train` makes one")
+        runs += found
+    return runs
+
+
+def latest_run(root: Path) -> Run:
+    """Give the run whose training finished last.
+
+    Raises:
+        RobustkitError: there is none.
+    """
+    weights = list(root.rglob(WEIGHTS_FILE))
+    if not weights:
+        raise RobustkitError(
+            f"expected a trained run under {root}, found none; start with `robustkit train`, "
+            "or name a network by --run or by --model and --checkpoint"
+        )
+    return Run(max(weights, key=lambda path: path.stat().st_mtime).parent)
+
+
+def environment() -> dict[str, Any]:
+    """Describe the software and the machine."""
+    packages = ("robustkit", "torch", "torchvision", "auto-LiRPA", "torchattacks", "numpy", "pandas", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.system() + " " + platform.machine(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "hardware": hardware(),
+        "git": _git_revision(),
+    }
+
+
+def hardware() -> str:
+    """Describe the processors in a few words, for a caption."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
+    return f"{cores} CPU cores{gpu}"
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

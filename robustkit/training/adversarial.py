@@ -1,0 +1,61 @@
+"""Adversarial training: the loss at the worst point that PGD finds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustkit.attacks import PGD
+from robustkit.bounds import BoundMethod
+from robustkit.errors import UsageError
+from robustkit.training.method import Moment, Trainee
+from robustkit.training.schedules import EpochMetrics, EpsRamp
+
+
+@dataclass(frozen=True)
+class PGDTraining:
+    """Minimise the cross-entropy at the point of highest loss that PGD finds around each sample.
+
+    The ball of the attack grows with the eps ramp: from scratch, a small network at a large radius can collapse to one
+    class. Every sample is attacked for all steps from a random start, in eval mode.
+
+    Attributes:
+        steps: gradient steps of the attack.
+        rel_step_size: step as a fraction of eps; 2.5 eps over all steps where it is 0.
+
+    Source: Madry et al. 2018, arXiv 1706.06083, Sec. 2.1.
+    """
+
+    name: ClassVar[str] = "pgd"
+    steps: int = 40
+    rel_step_size: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UsageError(f"expected steps of at least 1, got {self.steps}")
+        if self.rel_step_size < 0:
+            raise UsageError(f"expected rel_step_size of at least 0, got {self.rel_step_size}")
+
+    @property
+    def validation_bound(self) -> BoundMethod | None:
+        """None: adversarial training leaves next to nothing for a cheap bound to prove."""
+        return None
+
+    def weight(self, ramp: EpsRamp, time: float, history: Sequence[EpochMetrics]) -> float:
+        """Give one: the adversarial loss is all there is."""
+        return 1.0
+
+    def loss(self, trainee: Trainee, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        """Give the cross-entropy of the adversarial batch."""
+        if moment.ball.eps > 0.0:
+            seed = int(torch.randint(2**31, (), generator=moment.generator))
+            rel_step_size = self.rel_step_size or 2.5 / self.steps
+            attack = PGD(steps=self.steps, rel_step_size=rel_step_size, early_stop=False, seed=seed)
+            x = attack(trainee.model, x, y, moment.ball).x_adv
+        logits: Tensor = trainee.model(x)
+        return functional.cross_entropy(logits, y)
