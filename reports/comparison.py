@@ -1,0 +1,244 @@
+"""The comparison: training methods against what attacks leave and what verifiers prove, derived from the results."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pandas as pd
+from scipy.stats import binomtest
+
+from robustkit.reports.facts import RunFacts, eps_text
+from robustkit.verdict import Verdict
+
+CLEAN, ALL_ATTACKS, ANY_VERIFIER, UNDECIDED, TIME = "clean", "all attacks", "certified", "undecided", "training s"
+BROKEN = [Verdict.MISCLASSIFIED, Verdict.FALSIFIED]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure.
+
+    Attributes:
+        value: a fraction in [0, 1], or seconds; NaN where nothing was measured.
+        low: lower end of the 95 % Wilson interval, or NaN.
+        high: upper end.
+        n: samples.
+        deviation: standard deviation over the seeds; NaN for a single one.
+        best: no other row has a better value.
+    """
+
+    value: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    deviation: float = math.nan
+    best: bool = False
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a figure."""
+        return not math.isnan(self.value)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One training method, over all its seeds.
+
+    Attributes:
+        label: the method.
+        train_eps: radius it was trained for; NaN where unknown.
+        seeds: of its runs.
+        runs: their names.
+        cells: by column.
+    """
+
+    label: str
+    train_eps: float
+    seeds: tuple[int, ...]
+    runs: tuple[str, ...]
+    cells: dict[str, Cell]
+
+
+@dataclass(frozen=True)
+class Block:
+    """All methods at one radius on one dataset with one architecture.
+
+    Attributes:
+        dataset: its name.
+        model: architecture.
+        eps: radius of the evaluation.
+        columns: headings, in order.
+        rows: one per method.
+        hardware: what the runs were computed on.
+    """
+
+    dataset: str
+    model: str
+    eps: float
+    columns: tuple[str, ...]
+    rows: tuple[Row, ...]
+    hardware: tuple[str, ...] = field(default=())
+
+    @property
+    def n(self) -> int:
+        """The number of samples most cells share."""
+        sizes = pd.Series([cell.n for row in self.rows for cell in row.cells.values() if cell.n])
+        return int(sizes.mode().max()) if len(sizes) else 0
+
+    @property
+    def caption(self) -> str:
+        """Say what the figures are, on what, how many and by what."""
+        seeds = sorted({seed for row in self.rows for seed in row.seeds})
+        many = any(len(row.seeds) > 1 for row in self.rows)
+        spread = "mean and standard deviation over seeds" if many else "95 % Wilson intervals"
+        return (
+            f"{self.dataset}, {self.model}, L-infinity eps {eps_text(self.eps)}, N = {self.n:,} test samples, "
+            f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; accuracy in %, {spread}; "
+            f"measured on {'; '.join(self.hardware) or 'unknown hardware'}"
+        )
+
+
+def compare(table: pd.DataFrame, runs: Sequence[RunFacts]) -> list[Block]:
+    """Derive the comparison from a results table.
+
+    Args:
+        table: rows of any number of runs and evaluations.
+        runs: facts of each of these runs.
+
+    Returns:
+        One block for each dataset, architecture and radius, in this order.
+    """
+    kinds = sorted({(run.dataset, run.model) for run in runs})
+    blocks = []
+    for dataset, model in kinds:
+        members = [run for run in runs if (run.dataset, run.model) == (dataset, model)]
+        rows = table[table["run"].isin([run.name for run in members]) & (table["dataset"] == dataset)]
+        blocks += [_block(rows[rows["eps"] == eps], members, eps) for eps in sorted(rows["eps"].unique())]
+    return blocks
+
+
+def figures(rows: pd.DataFrame) -> dict[str, Cell]:
+    """Derive every figure of one network at one radius.
+
+    Where a method was run with several settings, the evaluation with the most samples counts.
+
+    Args:
+        rows: results of that network at that radius.
+
+    Returns:
+        Cells by column.
+    """
+    evaluations = _evaluations(rows)
+    cells = {CLEAN: _share(max(evaluations.values(), key=len)["verdict"] != Verdict.MISCLASSIFIED)}
+    attacks = {name: one for (kind, name), one in evaluations.items() if kind == "attack"}
+    verifiers = {name: one for (kind, name), one in evaluations.items() if kind == "verify"}
+    for name, one in attacks.items():
+        cells[name] = _share(~one["verdict"].isin(BROKEN))
+    verdicts = pd.DataFrame({key: one.set_index("index")["verdict"] for key, one in evaluations.items()})
+    searched = verdicts[[("attack", name) for name in attacks]].dropna() if attacks else verdicts.iloc[:0]
+    standing = ~verdicts.loc[searched.index].isin(BROKEN).any(axis=1)
+    if len(attacks) > 1 or (attacks and verifiers):
+        cells[ALL_ATTACKS] = _share(standing)
+    for name, one in verifiers.items():
+        cells[_certified_by(name)] = _share(one["verdict"] == Verdict.VERIFIED)
+    if verifiers:
+        proved = verdicts[[("verify", name) for name in verifiers]].dropna().isin([Verdict.VERIFIED]).any(axis=1)
+        cells[ANY_VERIFIER] = _share(proved)
+        common = standing.index.intersection(proved.index)
+        if len(common):
+            cells[UNDECIDED] = _share(standing[common] & ~proved[common])
+    return cells
+
+
+def _certified_by(verifier: str) -> str:
+    return f"certified ({verifier})"
+
+
+def _evaluations(rows: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
+    chosen: dict[tuple[str, str], pd.DataFrame] = {}
+    for (kind, method, _), one in rows.groupby(["kind", "method", "settings"], sort=False):
+        key = (str(kind), str(method))
+        if key not in chosen or len(one) > len(chosen[key]):
+            chosen[key] = one
+    return chosen
+
+
+def _share(holds: pd.Series[bool]) -> Cell:
+    if not len(holds):
+        return Cell()
+    interval = binomtest(int(holds.sum()), len(holds)).proportion_ci(method="wilson")
+    return Cell(float(holds.mean()), float(interval.low), float(interval.high), len(holds))
+
+
+def _block(rows: pd.DataFrame, members: Sequence[RunFacts], eps: float) -> Block:
+    evaluated = set(rows["run"])
+    groups: dict[tuple[str, float], list[RunFacts]] = {}
+    for run in members:
+        if run.name in evaluated:
+            groups.setdefault((run.label, -1.0 if math.isnan(run.train_eps) else run.train_eps), []).append(run)
+    made = [_row(rows, group) for group in groups.values()]
+    present = [name for row in made for name in row.cells]
+    columns = tuple(sorted(set(present), key=_place))
+    if sum(name.startswith("certified (") for name in columns) == 1:  # one verifier: its column is the answer
+        columns = tuple(name for name in columns if not name.startswith("certified ("))
+    if sum(name not in (CLEAN, ALL_ATTACKS, UNDECIDED, TIME) for name in columns if "certified" not in name) == 1:
+        columns = tuple(name for name in columns if name != ALL_ATTACKS) if not _differs(made) else columns
+    hardware = tuple(sorted({run.hardware for group in groups.values() for run in group if run.hardware}))
+    first = members[0]
+    return Block(first.dataset, first.model, eps, columns, tuple(_mark_best(made, columns)), hardware)
+
+
+def _differs(rows: Sequence[Row]) -> bool:
+    """Say whether a verifier broke a sample that the only attack had left."""
+    for row in rows:
+        attacked = [cell for name, cell in row.cells.items() if _place(name)[0] == 1]
+        if attacked and row.cells[ALL_ATTACKS].measured and row.cells[ALL_ATTACKS].value < attacked[0].value:
+            return True
+    return False
+
+
+def _place(column: str) -> tuple[int, str]:
+    order = {CLEAN: 0, ALL_ATTACKS: 2, ANY_VERIFIER: 4, UNDECIDED: 5, TIME: 6}
+    if column in order:
+        return order[column], ""
+    if column.startswith("certified ("):
+        return 3, column
+    return 1, "" if column == "pgd" else column
+
+
+def _row(rows: pd.DataFrame, group: Sequence[RunFacts]) -> Row:
+    each = [figures(rows[rows["run"] == run.name]) for run in group]
+    names = {name: None for one in each for name in one}
+    cells = {name: _over_seeds([one[name] for one in each if name in one]) for name in names}
+    times = pd.Series([run.train_seconds for run in group]).dropna()
+    if len(times):
+        cells[TIME] = Cell(float(times.mean()))
+    first = group[0]
+    seeds = tuple(sorted({run.seed for run in group}))
+    return Row(first.label, first.train_eps, seeds, tuple(run.name for run in group), cells)
+
+
+def _over_seeds(cells: Sequence[Cell]) -> Cell:
+    if len(cells) == 1:
+        return cells[0]
+    values = pd.Series([cell.value for cell in cells])
+    return Cell(float(values.mean()), n=min(cell.n for cell in cells), deviation=float(values.std(ddof=1)))
+
+
+def _mark_best(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
+    best = {}
+    for name in columns:
+        values = [row.cells[name].value for row in rows if name in row.cells and row.cells[name].measured]
+        if name not in (UNDECIDED, TIME) and len(values) > 1:
+            best[name] = max(values)
+    return [
+        replace(
+            row,
+            cells={
+                name: replace(cell, best=name in best and cell.value == best[name]) for name, cell in row.cells.items()
+            },
+        )
+        for row in rows
+    ]

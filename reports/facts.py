@@ -1,0 +1,85 @@
+"""What a report says of a run beside its results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+
+class Shown(Protocol):
+    """Adversarial examples to show: arrays of equal length, images of shape ``(n, C, H, W)`` with pixels in [0, 1]."""
+
+    @property
+    def x(self) -> NDArray[np.float32]:
+        """The samples."""
+
+    @property
+    def x_adv(self) -> NDArray[np.float32]:
+        """The points that break them."""
+
+    @property
+    def y(self) -> NDArray[np.int64]:
+        """True classes."""
+
+    @property
+    def predicted(self) -> NDArray[np.int64]:
+        """Classes predicted at ``x_adv``."""
+
+    @property
+    def eps(self) -> float:
+        """Radius of the ball."""
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """One run, as a report needs it.
+
+    Attributes:
+        name: of the run, as in the results table.
+        training: training method; empty for a network trained elsewhere.
+        train_eps: radius it was trained for; NaN where unknown.
+        dataset: its name.
+        model: architecture.
+        seed: of its training.
+        train_seconds: time of all epochs, validation not counted; NaN where unknown.
+        hardware: what it was computed on, in words.
+        history: one row per epoch with the columns of the training metrics; empty where trained elsewhere.
+        examples: adversarial examples of one attack, if any.
+    """
+
+    name: str
+    training: str
+    train_eps: float
+    dataset: str
+    model: str
+    seed: int
+    train_seconds: float
+    hardware: str
+    history: pd.DataFrame
+    examples: Shown | None
+
+    @property
+    def label(self) -> str:
+        """What the run is called in tables and plots: its method, or its own name where it was trained elsewhere."""
+        return NAMES.get(self.training, self.training) or self.name
+
+
+NAMES: dict[str, str] = {
+    "natural": "Natural",
+    "pgd": "PGD training",
+    "ibp": "IBP",
+    "mixtrain": "MixTrain",
+}
+"""How training methods are written in print."""
+
+
+def eps_text(eps: float) -> str:
+    """Write a radius as the field does: ``0.3``, or ``8/255`` where it is a whole number of grey levels."""
+    levels = eps * 255
+    if eps and abs(levels - round(levels)) < 1e-6 and abs(eps * 100 - round(eps * 100)) > 1e-9:
+        return f"{round(levels)}/255"
+    return f"{eps:.4g}"

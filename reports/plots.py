@@ -1,0 +1,211 @@
+"""The plots of a report: figures without global state, saved as PNG and PDF."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from robustkit.reports.comparison import ALL_ATTACKS, ANY_VERIFIER, CLEAN, TIME, UNDECIDED, Block, Cell, Row
+from robustkit.reports.facts import RunFacts, Shown, eps_text
+
+# Okabe & Ito's palette, told apart by readers with any common colour vision.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+INK, MUTED, GRID = "#222222", "#666666", "#dddddd"
+SHOWN_EXAMPLES = 8
+
+
+def png(figure: Figure) -> bytes:
+    """Render a figure as PNG; the same figure gives the same bytes."""
+    return _render(figure, "png", {"Software": None})
+
+
+def pdf(figure: Figure) -> bytes:
+    """Render a figure as PDF; the same figure gives the same bytes."""
+    return _render(figure, "pdf", {"CreationDate": None, "Producer": None, "Creator": None})
+
+
+def plot_band(block: Block) -> Figure:
+    """Draw, for each method, the band from certified to attacked accuracy: the truth lies inside.
+
+    Args:
+        block: methods at one radius.
+
+    Returns:
+        The figure; methods top to bottom as in the table.
+    """
+    rows = list(block.rows)
+    figure, axes = _figure(7.0, 1.3 + 0.5 * len(rows))
+    for place, row in enumerate(rows):
+        colour = COLOURS[place % len(COLOURS)]
+        proved, standing, clean = (_value(row.cells.get(ANY_VERIFIER)), _standing(row), _value(row.cells.get(CLEAN)))
+        low, high = (0.0 if math.isnan(proved) else proved), (clean if math.isnan(standing) else standing)
+        axes.barh(place, high - low, left=low, height=0.5, color=colour, alpha=0.45, edgecolor=colour, linewidth=1.2)
+        if not math.isnan(proved):
+            axes.plot([low, low], [place - 0.25, place + 0.25], color=colour, linewidth=3.5, solid_capstyle="butt")
+        axes.plot(clean, place, marker="D", color=colour, markersize=6, markeredgecolor="white", zorder=3)
+    axes.set_yticks(range(len(rows)), [_row_name(row, block) for row in rows])
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.02)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("accuracy on the test samples")
+    axes.set_title(f"Certified (thick edge) to attacked accuracy at eps {eps_text(block.eps)}; diamond: clean")
+    _calm(axes, "x")
+    return figure
+
+
+def plot_accuracy_vs_eps(blocks: Sequence[Block]) -> Figure:
+    """Draw accuracy against the radius: clean at 0, what the attacks leave solid, what is certified dashed.
+
+    Args:
+        blocks: one dataset and architecture at every radius.
+
+    Returns:
+        The figure; one colour per method.
+    """
+    figure, axes = _figure(7.0, 4.2)
+    names: dict[str, list[tuple[float, Row]]] = {}
+    for block in blocks:
+        for row in block.rows:
+            names.setdefault(_row_name(row, block), []).append((block.eps, row))
+    for place, (name, points) in enumerate(names.items()):
+        colour = COLOURS[place % len(COLOURS)]
+        clean = _value(points[0][1].cells.get(CLEAN))
+        for style, marker, value in (("-", "o", _standing), ("--", "s", _certified)):
+            found = [(eps, value(row)) for eps, row in points if not math.isnan(value(row))]
+            if found:
+                x, y = zip(*[(0.0, clean), *found], strict=True)
+                label = name if style == "-" else None
+                axes.plot(x, y, style, marker=marker, color=colour, markersize=4.5, linewidth=1.6, label=label)
+    axes.plot([], [], "-o", color=MUTED, markersize=4.5, label="left by all attacks")
+    axes.plot([], [], "--s", color=MUTED, markersize=4.5, label="certified")
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_xlim(left=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("eps (L-infinity radius, pixels in [0, 1])")
+    axes.set_ylabel("accuracy")
+    axes.set_title("Accuracy against the radius")
+    axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    _calm(axes, "both")
+    return figure
+
+
+def plot_training(runs: Sequence[RunFacts]) -> Figure:
+    """Draw each run's training: accuracy and certified accuracy on validation samples, eps, and the loss weight.
+
+    Args:
+        runs: runs with a history.
+
+    Returns:
+        The figure: a column for each run, panels for accuracy, loss, eps and weight.
+    """
+    count = len(runs)
+    figure = Figure(figsize=(2.2 + 2.4 * count, 6.4), layout="constrained")
+    grid = figure.subplots(4, count, sharex="col", sharey="row", squeeze=False, height_ratios=[3, 1.4, 1.2, 1.2])
+    for column, run in enumerate(runs):
+        history = run.history
+        accuracy, loss, eps, weight = (grid[line][column] for line in range(4))
+        accuracy.plot(history["epoch"], history["val_clean"], color=COLOURS[0], label="clean")
+        if history["val_vra"].notna().any():
+            accuracy.plot(history["epoch"], history["val_vra"], color=COLOURS[1], label="certified at the epoch's eps")
+        loss.plot(history["epoch"], history["loss"], color=INK)
+        eps.plot(history["epoch"], history["eps"], color=COLOURS[2])
+        weight.plot(history["epoch"], history["weight"], color=COLOURS[3])
+        at = "" if not run.train_eps or math.isnan(run.train_eps) else f", eps {eps_text(run.train_eps)}"
+        accuracy.set_title(f"{run.label}{at}", fontsize=10)
+        weight.set_xlabel("epoch")
+        weight.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        for axes in (accuracy, loss, eps, weight):
+            _calm(axes, "both")
+    grid[0][0].set_ylim(0, 1.02)
+    grid[0][0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    for line, name in enumerate(("validation\naccuracy", "loss", "eps", "loss\nweight")):
+        grid[line][0].set_ylabel(name)
+    handles = {label: one for axes in grid[0] for one, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=2, frameon=False, fontsize=9)
+    return figure
+
+
+def plot_examples(examples: Shown, class_names: Sequence[str] = ()) -> Figure:
+    """Draw adversarial examples: the sample, the change (blue darker, red brighter), and the example.
+
+    Args:
+        examples: at least one.
+        class_names: for the labels; numbers where there are none.
+
+    Returns:
+        The figure: a column for each of the first few.
+    """
+    count = min(SHOWN_EXAMPLES, len(examples.y))
+    figure = Figure(figsize=(0.9 + 1.05 * count, 3.7), layout="constrained")
+    grid = figure.subplots(3, count, squeeze=False)
+    reach = max(examples.eps, 1e-9)
+    for column in range(count):
+        x, x_adv = (np.moveaxis(one[column], 0, -1) for one in (examples.x, examples.x_adv))
+        change = (x_adv - x).mean(axis=-1)
+        _image(grid[0][column], x)
+        grid[1][column].imshow(change, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
+        _image(grid[2][column], x_adv)
+        true, seen = int(examples.y[column]), int(examples.predicted[column])
+        names = [class_names[one] if class_names else str(one) for one in (true, seen)]
+        grid[0][column].set_title(f"{names[0]} → {names[1]}", fontsize=10)
+        for axes in grid[:, column]:
+            axes.set_xticks([])
+            axes.set_yticks([])
+    for line, name in enumerate(("sample", f"change, ±{eps_text(examples.eps)}", "adversarial")):
+        grid[line][0].set_ylabel(name, fontsize=9)
+    return figure
+
+
+def _render(figure: Figure, kind: str, metadata: dict[str, str | None]) -> bytes:
+    FigureCanvasAgg(figure)
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, dpi=160, metadata=metadata)
+    return out.getvalue()
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _calm(axes: Axes, grid: str) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="x" if grid == "x" else "both", color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=9, colors=INK)
+    axes.title.set_fontsize(10.5)
+
+
+def _image(axes: Axes, image: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+    shown = image[..., 0] if image.shape[-1] == 1 else image[..., :3]
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _row_name(row: Row, block: Block) -> str:
+    several = len({repr(one.train_eps) for one in block.rows if not math.isnan(one.train_eps)}) > 1
+    return f"{row.label} ({eps_text(row.train_eps)})" if several and not math.isnan(row.train_eps) else row.label
+
+
+def _value(cell: Cell | None) -> float:
+    return math.nan if cell is None else cell.value
+
+
+def _certified(row: Row) -> float:
+    return _value(row.cells.get(ANY_VERIFIER))
+
+
+def _standing(row: Row) -> float:
+    """Give what all attacks leave; with one attack, what it leaves."""
+    if ALL_ATTACKS in row.cells:
+        return row.cells[ALL_ATTACKS].value
+    others = (CLEAN, ANY_VERIFIER, UNDECIDED, TIME)
+    left = [cell.value for name, cell in row.cells.items() if name not in others and "certified" not in name]
+    return float(pd.Series(left, dtype=float).min())

@@ -1,0 +1,86 @@
+"""A report: every table, every plot and the page, in one folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from robustkit.files import replacing
+from robustkit.reports.comparison import Block, compare
+from robustkit.reports.facts import RunFacts, eps_text
+from robustkit.reports.page import as_page
+from robustkit.reports.plots import pdf, plot_accuracy_vs_eps, plot_band, plot_examples, plot_training, png
+from robustkit.reports.tables import as_csv, as_latex, as_markdown, as_text
+from robustkit.results import check_coherence
+
+Plot = tuple[str, str, Figure]
+
+
+def write_report(table: pd.DataFrame, runs: Sequence[RunFacts], out: Path, *, title: str) -> list[Path]:
+    """Write the comparison of some runs; nothing is written of results that contradict each other.
+
+    Args:
+        table: their results, one row per sample and evaluation.
+        runs: facts of each of these runs.
+        out: folder for ``comparison.{txt,md,csv,tex}``, ``plots/`` and ``report.html``.
+        title: heads the page.
+
+    Returns:
+        The files, the text first.
+
+    Raises:
+        SoundnessError: a sample is both verified and broken.
+        RobustkitError: a file cannot be written.
+    """
+    check_coherence(table)
+    blocks = compare(table, runs)
+    texts = {
+        "comparison.txt": as_text(blocks),
+        "comparison.md": as_markdown(blocks, title),
+        "comparison.csv": as_csv(blocks),
+        "comparison.tex": as_latex(blocks),
+    }
+    written = [_write(out / name, text.encode()) for name, text in texts.items()]
+    shown = []
+    for name, caption, figure in _plots(blocks, runs):
+        image = png(figure)
+        shown.append((caption, image))
+        written.append(_write(out / "plots" / f"{name}.png", image))
+        _write(out / "plots" / f"{name}.pdf", pdf(figure))
+    page = as_page(title, blocks, shown, table, runs)
+    return [*written, _write(out / "report.html", page.encode())]
+
+
+def _plots(blocks: Sequence[Block], runs: Sequence[RunFacts]) -> list[Plot]:
+    plots: list[Plot] = []
+    for block in blocks:
+        at = f"eps {eps_text(block.eps)} on {block.dataset}, N = {block.n:,}"
+        name = _file_name("band", block.dataset, block.model, f"eps{block.eps:.4g}")
+        caption = f"Certified to attacked accuracy at {at}; the true robust accuracy lies inside the band."
+        plots.append((name, caption, plot_band(block)))
+    for (dataset, model), group in groupby(blocks, key=lambda block: (block.dataset, block.model)):
+        caption = f"Accuracy against the radius on {dataset}, {model}; solid: left by all attacks, dashed: certified."
+        plots.append((_file_name("accuracy-vs-eps", dataset, model), caption, plot_accuracy_vs_eps(list(group))))
+    trained = [run for run in runs if len(run.history)]
+    if trained:
+        caption = "Training: accuracy on validation samples, the loss, the eps ramp, and the weight of the robust loss."
+        plots.append(("training", caption, plot_training(trained)))
+    for run in runs:
+        if run.examples is not None and len(run.examples.y):
+            caption = f"Adversarial examples of {run.label} ({run.name}) at eps {eps_text(run.examples.eps)}."
+            plots.append((_file_name("examples", run.name), caption, plot_examples(run.examples)))
+    return plots
+
+
+def _file_name(*parts: str) -> str:
+    return "-".join("".join(one if one.isalnum() or one in "._-" else "_" for one in part) for part in parts)
+
+
+def _write(path: Path, data: bytes) -> Path:
+    with replacing(path, "wb") as file:
+        file.write(data)
+    return path
