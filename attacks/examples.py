@@ -6,6 +6,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,7 @@ class Examples:
         x: the samples, shape ``(n, ...)``, float32, pixels in [0, 1].
         x_adv: a misclassified point of the ball of each, likewise.
         y: labels, shape ``(n,)``.
+        predicted: classes predicted at ``x_adv``, shape ``(n,)``.
         index: positions in the test set, shape ``(n,)``.
         eps: radius of the ball, in pixel units.
     """
@@ -32,25 +34,27 @@ class Examples:
     x: NDArray[np.float32]
     x_adv: NDArray[np.float32]
     y: NDArray[np.int64]
+    predicted: NDArray[np.int64]
     index: NDArray[np.int64]
     eps: float
 
     def __post_init__(self) -> None:
-        sizes = {len(self.x), len(self.x_adv), len(self.y), len(self.index)}
+        sizes = {len(self.x), len(self.x_adv), len(self.y), len(self.predicted), len(self.index)}
         if len(sizes) > 1 or self.x.shape != self.x_adv.shape:
             raise UsageError(
-                f"expected x, x_adv, y and index of one length, got shapes "
-                f"{self.x.shape}, {self.x_adv.shape}, {self.y.shape}, {self.index.shape}"
+                f"expected x, x_adv, y, predicted and index of one length, got shapes {self.x.shape}, "
+                f"{self.x_adv.shape}, {self.y.shape}, {self.predicted.shape}, {self.index.shape}"
             )
 
     @classmethod
-    def of(cls, table: pd.DataFrame, x: Tensor, x_adv: Tensor) -> Examples:
+    def of(cls, table: pd.DataFrame, x: Tensor, x_adv: Tensor, predicted: Tensor) -> Examples:
         """Pick the falsified samples out of an evaluation.
 
         Args:
             table: rows of one attack at one radius, one per sample.
             x: the samples, shape ``(N, ...)``.
             x_adv: what the attack gave for them, likewise.
+            predicted: classes predicted at ``x_adv``, shape ``(N,)``.
 
         Returns:
             The examples, in the order of the table.
@@ -60,9 +64,25 @@ class Examples:
             x=x.detach().cpu().numpy().astype(np.float32)[falsified],
             x_adv=x_adv.detach().cpu().numpy().astype(np.float32)[falsified],
             y=table["label"].to_numpy(dtype=np.int64)[falsified],
+            predicted=predicted.cpu().numpy().astype(np.int64)[falsified],
             index=table["index"].to_numpy(dtype=np.int64)[falsified],
             eps=float(table["eps"].iloc[0]) if len(table) else 0.0,
         )
+
+    def after(self, earlier: Examples | None) -> Examples:
+        """Give these behind those of an earlier sitting."""
+        if earlier is None:
+            return self
+        pairs = zip(earlier.arrays().items(), self.arrays().values(), strict=True)
+        return Examples(**{name: np.concatenate([old, new]) for (name, old), new in pairs}, eps=self.eps)
+
+    def take(self, n: int) -> Examples:
+        """Give the first ``n``."""
+        return Examples(**{name: one[:n] for name, one in self.arrays().items()}, eps=self.eps)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Give every array by its name."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "eps"}
 
 
 def save_examples(path: Path, examples: Examples) -> None:
@@ -71,9 +91,9 @@ def save_examples(path: Path, examples: Examples) -> None:
     Raises:
         RobustkitError: the file cannot be written.
     """
-    one = examples
     with replacing(path, "wb") as file:
-        np.savez_compressed(file, x=one.x, x_adv=one.x_adv, y=one.y, index=one.index, eps=np.asarray(one.eps))
+        arrays: dict[str, Any] = {**examples.arrays(), "eps": np.asarray(examples.eps)}
+        np.savez_compressed(file, **arrays)
 
 
 def load_examples(path: Path) -> Examples:

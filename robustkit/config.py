@@ -138,6 +138,24 @@ class Config:
     deterministic: bool = False
 
 
+def configuration(*layers: Mapping[str, Any]) -> Config:
+    """Build a configuration from tables laid over the defaults, the last on top.
+
+    Args:
+        layers: nested tables of plain values.
+
+    Returns:
+        The configuration.
+
+    Raises:
+        UsageError: a name that is no option, or a value that does not fit.
+    """
+    table: dict[str, Any] = plain(Config())
+    for layer in layers:
+        table = merge(table, layer)
+    return build(Config, table)
+
+
 def build(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     """Build a dataclass from plain values, checking every name and type.
 

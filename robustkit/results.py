@@ -171,6 +171,23 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
     return figures.groupby(keys, sort=False, dropna=False).agg(rules).reset_index()
 
 
+def find_clashes(table: pd.DataFrame) -> pd.DataFrame:
+    """Find the samples verified at a radius at which, or at a smaller one than which, they are broken.
+
+    Args:
+        table: results of any number of evaluations.
+
+    Returns:
+        One row per pair: the verified row, and the broken one's columns with the suffix ``_broken``.
+    """
+    sample = ["model", "dataset", "index"]
+    broken = table[table["verdict"].isin([Verdict.MISCLASSIFIED, Verdict.FALSIFIED])].copy()
+    broken.loc[broken["verdict"] == Verdict.MISCLASSIFIED, "eps"] = 0.0
+    verified = table[table["verdict"] == Verdict.VERIFIED]
+    pairs = verified.merge(broken, on=sample, suffixes=("", "_broken"))
+    return pairs[pairs["eps_broken"] <= pairs["eps"]]
+
+
 def check_coherence(table: pd.DataFrame) -> None:
     """Hold ``VRA <= ERA <= clean`` sample by sample, over all evaluations of a network together.
 
@@ -182,16 +199,11 @@ def check_coherence(table: pd.DataFrame) -> None:
     Raises:
         SoundnessError: a sample is both verified and broken; the message names it.
     """
-    sample = ["model", "dataset", "index"]
-    broken = table[table["verdict"].isin([Verdict.MISCLASSIFIED, Verdict.FALSIFIED])].copy()
-    broken.loc[broken["verdict"] == Verdict.MISCLASSIFIED, "eps"] = 0.0
-    verified = table[table["verdict"] == Verdict.VERIFIED]
-    pairs = verified.merge(broken, on=sample, suffixes=("", "_broken"))
-    clash = pairs[pairs["eps_broken"] <= pairs["eps"]]
-    if len(clash):
-        first = clash.iloc[0]
+    clashes = find_clashes(table)
+    if len(clashes):
+        first = clashes.iloc[0]
         raise SoundnessError(
             f"sample {first['index']} of {first['dataset']} is verified at eps {first['eps']:g} by {first['method']} "
             f"and {first['verdict_broken']} at eps {first['eps_broken']:g} by {first['method_broken']} "
-            f"({len(clash)} such pairs): one of the two is wrong, and no result of this run may be used"
+            f"({len(clashes)} such pairs): one of the two is wrong, and no result of this run may be used"
         )

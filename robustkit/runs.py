@@ -16,7 +16,7 @@ import pandas as pd
 import tomli_w
 import torch
 
-from robustkit.config import Config, build, differences, plain, read_toml
+from robustkit.config import Config, configuration, differences, plain, read_toml
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.files import replacing
 from robustkit.models.checkpoints import WEIGHTS_FILE
@@ -25,7 +25,9 @@ from robustkit.results import COLUMNS, read_table
 CONFIG_FILE = "config.toml"
 HISTORY_FILE = "history.jsonl"
 ENVIRONMENT_FILE = "environment.json"
+EXPERIMENT_FILE = "experiment.toml"
 RESULTS = "results"
+EXAMPLES = "examples"
 WHAT_TRAINING_READS = ("data", "model", "train", "seed", "deterministic")
 
 
@@ -76,7 +78,7 @@ class Run:
 
     def config(self) -> Config:
         """Read the configuration the run was made from."""
-        return build(Config, read_toml(self.path / CONFIG_FILE))
+        return configuration(read_toml(self.path / CONFIG_FILE))
 
     def environment(self) -> dict[str, Any]:
         """Read what the run was computed on."""
@@ -128,6 +130,23 @@ def latest_run(root: Path) -> Run:
             "or name a network by --run or by --model and --checkpoint"
         )
     return Run(max(weights, key=lambda path: path.stat().st_mtime).parent)
+
+
+def latest_experiment(root: Path) -> Path:
+    """Give the folder of the experiment that the latest run belongs to, or the run itself where it stands alone.
+
+    Raises:
+        RobustkitError: there is no run.
+    """
+    folders = [path.parent for path in root.rglob(CONFIG_FILE)]
+    if not folders:
+        raise RobustkitError(f"expected runs under {root}, found none; start with `robustkit run` or `robustkit train`")
+    latest = max(folders, key=_touched)
+    return latest.parent if (latest.parent / EXPERIMENT_FILE).exists() else latest
+
+
+def _touched(folder: Path) -> float:
+    return max(path.stat().st_mtime for path in folder.rglob("*") if path.is_file())
 
 
 def environment() -> dict[str, Any]:

@@ -490,7 +490,7 @@ def test_examples_survive_the_disk_and_replay(tmp_path: Path) -> None:
     model = mlp()
     data = samples(model, 12, 6)
     table, x_adv = evaluate(PGD(), model, data)
-    before = Examples.of(table, data.x, x_adv)
+    before = Examples.of(table, data.x, x_adv, data.y)
     save_examples(tmp_path / "deep" / "examples.npz", before)
     after = load_examples(tmp_path / "deep" / "examples.npz")
     assert len(after.y) == (table["verdict"] == Verdict.FALSIFIED).sum() > 0
@@ -505,7 +505,7 @@ def test_examples_survive_the_disk_and_replay(tmp_path: Path) -> None:
 def test_no_example_is_a_file_as_well(tmp_path: Path) -> None:
     data = samples(mlp(), 3, 6, wrong=3)
     table, x_adv = evaluate(FGSM(), mlp(), data)
-    save_examples(tmp_path / "none.npz", Examples.of(table, data.x, x_adv))
+    save_examples(tmp_path / "none.npz", Examples.of(table, data.x, x_adv, data.y))
     assert load_examples(tmp_path / "none.npz").x.shape == (0, 6)
 
 
@@ -514,7 +514,7 @@ def test_bad_example_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RobustkitError, match="found none; run attack first"):
         load_examples(path)
     x, y = np.zeros((4, 9), dtype=np.float32), np.zeros(4, dtype=np.int64)
-    save_examples(path, Examples(x, x, y, y, 0.1))
+    save_examples(path, Examples(x, x, y, y, y, 0.1))
     whole = path.read_bytes()
     for damaged in (whole[: len(whole) // 2], b"", b"not an archive"):
         path.write_bytes(damaged)
@@ -527,4 +527,4 @@ def test_bad_example_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RobustkitError, match="could not read them"):
         load_examples(path)
     with pytest.raises(UsageError, match="of one length"):
-        Examples(x, x[:2], y, y, 0.1)
+        Examples(x, x[:2], y, y, y, 0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +61,7 @@ def train(
     *,
     folder: Path,
     reporter: Reporter,
+    record: Callable[[list[EpochMetrics]], None] = lambda history: None,
 ) -> list[EpochMetrics]:
     """Train a network, or go on training it from the state in ``folder``.
 
@@ -70,6 +72,7 @@ def train(
         plan: for how long, and how fast.
         folder: where the state is kept after every epoch; a finished epoch is never lost.
         reporter: told of every step.
+        record: given the history after every epoch.
 
     Returns:
         The metrics of every epoch, those of earlier sittings included.
@@ -92,6 +95,7 @@ def train(
         for epoch in range(len(history), plan.epochs):
             history.append(loop.epoch(epoch, history, reporter))
             loop.save(folder / STATE_FILE, history)
+            record(history)
     model.eval()
     return history
 

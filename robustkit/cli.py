@@ -1,0 +1,374 @@
+"""The command line: it reads what was typed, calls the pipeline, and prints what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from robustkit import __version__
+from robustkit.errors import RobustkitError, UsageError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from robustkit.networks import Network
+
+# Everything that loads torch is imported inside the commands, so that --help answers at once.
+
+F = TypeVar("F", bound=Callable[..., Any])
+RUNS = Path("runs")
+BELOW_THRESHOLD = 4
+INTERRUPTED = 130
+
+
+class Failure(click.ClickException):
+    """A mistake of the user's in one line, with its own exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.__dict__["exit_code"] = exit_code  # click reads it as an attribute; its stub says class variable
+
+
+class Commands(click.Group):
+    """A group that turns the toolkit's errors into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except RobustkitError as error:
+            raise Failure(str(error), error.exit_code) from error
+        except KeyboardInterrupt as error:
+            raise Failure("interrupted; what was finished is kept, the same command goes on", INTERRUPTED) from error
+
+
+class Eps(click.ParamType[list[float]]):
+    """One radius, or several with commas between them."""
+
+    name = "eps"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """Read ``0.3``, ``8/255`` or ``0.1,0.2``."""
+        from robustkit.threat import parse_eps
+
+        return value if isinstance(value, list) else [parse_eps(part) for part in str(value).split(",")]
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="robustkit")
+def cli() -> None:
+    """Train robust neural networks, attack them, verify them, and compare them.
+
+    \b
+    robustkit run                                  all of it on the embedded dataset, about two minutes
+    robustkit train --dataset mnist --eps 0.1      train a network by MixTrain
+    robustkit attack --method interval-gradient    attack the network trained last
+    robustkit verify --eps 8/255                   certify it
+    robustkit report                               tables, plots and a page of what was measured
+
+    Every eps is an L-infinity radius in pixel units of [0, 1]. Exit codes: 0 done, 1 error, 2 usage, 3 a sample both
+    verified and broken (nothing may be believed), 4 below --fail-under.
+    """
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+data_options = _options(
+    click.option("--dataset", metavar="NAME", help="digits, mnist, cifar10, ..., a folder of images, or an npz file."),
+    click.option("--data-root", metavar="DIR", help="Where downloaded datasets lie."),
+    click.option("--download", is_flag=True, default=None, help="Fetch a dataset that is not there."),
+)
+compute_options = _options(
+    click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), help="Where to compute.  [default: auto]"),
+    click.option("--seed", type=int, help="Of weights, order and draws.  [default: 0]"),
+    click.option("--deterministic", is_flag=True, default=None, help="Use deterministic algorithms only."),
+)
+config_options = _options(
+    click.option("--config", "config_file", metavar="FILE", help="Options from a TOML file."),
+    click.option("--set", "settings", multiple=True, metavar="A.B=V", help="Any option; see docs/configuration.md."),
+)
+subject_options = _options(
+    click.option("--run", "run_path", metavar="DIR", help="A trained run.  [default: the latest]"),
+    click.option("--checkpoint", metavar="FILE", help="Weights trained elsewhere (.pth, .pt, .safetensors)."),
+    click.option("--model", metavar="NAME", help="Architecture of --checkpoint, or package.module:factory."),
+)
+evaluation_options = _options(
+    click.option("--method", "methods", multiple=True, metavar="NAME", help="May be repeated; commas work too."),
+    click.option("--eps", type=Eps(), help="Radius, such as 0.3 or 8/255; several with commas."),
+    click.option("--n", type=int, help="The first so many test samples.  [default: all]"),
+    click.option("--batch-size", type=int, help="Samples worked on together.  [default: 250]"),
+    click.option("--out", metavar="DIR", help="Where the results of --checkpoint go.  [default: runs/...]"),
+    click.option("--json", "as_json", is_flag=True, help="Print one JSON object and nothing else."),
+    click.option("--fail-under", type=click.FloatRange(0, 1), help="Exit with 4 where ERA or VRA is below."),
+)
+
+
+@cli.command()
+@click.option("--method", metavar="NAME", help="natural, pgd, ibp or mixtrain.  [default: mixtrain]")
+@click.option("--model", metavar="NAME", help="Architecture.  [default: the dataset's]")
+@click.option("--eps", type=Eps(), help="Radius to train for.  [default: the dataset's]")
+@click.option("--epochs", type=int, help="Passes over the training set.")
+@click.option("--batch-size", type=int, help="Samples per step.")
+@click.option("--out", metavar="DIR", help="The run directory.  [default: runs/...]")
+@data_options
+@compute_options
+@config_options
+def train(**typed: Any) -> None:
+    """Train one network; typed again, the same command goes on where it was interrupted."""
+    from robustkit.networks import train_network
+    from robustkit.terminal import Terminal
+
+    eps = typed["eps"]
+    if eps and len(eps) > 1:
+        raise UsageError(f"expected one eps to train for, got {len(eps)}; train once for each")
+    own = {
+        "train": _given(method=typed["method"], epochs=typed["epochs"], batch_size=typed["batch_size"])
+        | ({"eps": eps[0]} if eps else {}),
+        "model": _given(name=typed["model"]),
+    }
+    config = _config(typed, own)
+    network = train_network(config, RUNS, Terminal(), out=_path(typed["out"]))
+    history = network.run.history()
+    last = history.iloc[-1]
+    vra = "" if last["val_vra"] != last["val_vra"] else f", verified {last['val_vra']:.2%}"
+    click.echo(f"{network.run.path}")
+    click.echo(
+        f"{network.config.train.method} on {network.dataset.name} at eps {network.config.train.eps:.4g}: "
+        f"{len(history)} epochs in {history['seconds'].sum():.1f} s; on {_validated(network)} validation samples "
+        f"clean {last['val_clean']:.2%}{vra}"
+    )
+
+
+@cli.command()
+@evaluation_options
+@subject_options
+@data_options
+@compute_options
+@config_options
+def attack(**typed: Any) -> None:
+    """Attack a network; what no attack breaks is its empirical robust accuracy (ERA)."""
+    _evaluate(typed, ["attack"])
+
+
+@cli.command()
+@evaluation_options
+@subject_options
+@data_options
+@compute_options
+@config_options
+def verify(**typed: Any) -> None:
+    """Certify a network; what is proved is its verified robust accuracy (VRA).
+
+    Methods: ibp, crown-ibp, symbolic, crown, alpha-crown, or cascade (the default), which attacks first and then tries
+    each bound on what is left.
+    """
+    _evaluate(typed, ["verify"])
+
+
+@cli.command()
+@evaluation_options
+@subject_options
+@data_options
+@compute_options
+@config_options
+def evaluate(**typed: Any) -> None:
+    """Attack and verify a network in one go."""
+    if typed["methods"]:
+        raise UsageError("expected no --method for evaluate; use attack or verify, or --set attack.methods=[...]")
+    _evaluate(typed, ["attack", "verify"])
+
+
+@cli.command()
+@click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
+@click.option("--out", metavar="DIR", help="Folder of the report.  [default: report/ beside the runs]")
+@click.option("--title", help="Heads the report.")
+def report(runs: tuple[Path, ...], out: str | None, title: str | None) -> None:
+    """Write tables, plots and a page of the RUNS given, or of the latest experiment."""
+    from robustkit.pipeline import report as write
+    from robustkit.runs import find_runs, latest_experiment
+
+    folders = list(runs) or [latest_experiment(RUNS)]
+    target = Path(out) if out else (folders[0] if len(folders) == 1 else RUNS) / "report"
+    _show(write(find_runs(folders), target, title=title or folders[0].name))
+
+
+@cli.command()
+@click.argument("experiment", default="digits", metavar="[PRESET | FILE.toml]")
+@click.option("--n", type=int, help="Evaluate the first so many test samples only.")
+@click.option("--out", metavar="DIR", help="Folder of the experiment.  [default: runs/<its name>]")
+@data_options
+@compute_options
+@click.option("--set", "settings", multiple=True, metavar="A.B=V", help="Any option, laid over every run.")
+def run(experiment: str, n: int | None, out: str | None, **typed: Any) -> None:
+    """Train, attack, verify and compare: the whole of an experiment.
+
+    Without an argument it runs the preset `digits` on the embedded dataset. `robustkit list presets` names the others.
+    """
+    from robustkit.experiment import load_experiment
+    from robustkit.pipeline import run_experiment
+    from robustkit.terminal import Terminal
+
+    own = {"attack": _given(n=n), "verify": _given(n=n)}
+    plan = load_experiment(experiment, _overrides(typed, own))
+    _show(run_experiment(plan, _path(out) or RUNS / plan.name, Terminal()))
+
+
+@cli.command(name="list")
+@click.argument("what", required=False)
+def list_names(what: str | None) -> None:
+    """List the names that options take: methods, attacks, verifiers, models, datasets, presets; and the runs."""
+    from robustkit.catalogue import catalogue
+
+    names = catalogue(RUNS)
+    if what is not None and what not in names:
+        from robustkit.errors import unknown_name
+
+        raise unknown_name("list", what, names)
+    for heading, entries in names.items():
+        if what in (None, heading):
+            click.echo(f"{heading}:")
+            for name, meaning in entries.items():
+                click.echo(f"  {name:<22} {meaning}".rstrip())
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="robustkit")
+
+
+def _evaluate(typed: dict[str, Any], kinds: list[str]) -> None:
+    from robustkit.evaluation import evaluate as work
+    from robustkit.terminal import Terminal
+
+    methods = [name for one in typed["methods"] for name in one.split(",")]
+    wanted = _given(eps=typed["eps"], n=typed["n"], batch_size=typed["batch_size"], methods=methods or None)
+    network = _network(typed, dict.fromkeys(kinds, wanted))
+    tables = {kind: work(network, kind, getattr(network.config, kind), Terminal()) for kind in kinds}  # type: ignore[arg-type]
+    figures = _figures(network, tables)
+    if typed["as_json"]:
+        click.echo(json.dumps(figures))
+    else:
+        _print_figures(figures, tables)
+    threshold = typed["fail_under"]
+    reached = [value for value in (figures["era"], figures["vra"]) if value is not None]
+    if threshold is not None and min(reached) < threshold:
+        raise Failure(f"{min(reached):.4f} is below --fail-under {threshold}", BELOW_THRESHOLD)
+
+
+def _network(typed: dict[str, Any], own: dict[str, Any]) -> Network:
+    """Open what is to be evaluated: a checkpoint from elsewhere, the run given, or the latest."""
+    from robustkit.config import configuration, plain
+    from robustkit.networks import open_checkpoint, open_run
+    from robustkit.runs import Run, latest_run
+
+    if typed["checkpoint"] or typed["model"]:
+        if typed["run_path"]:
+            raise UsageError("expected --run or --checkpoint, got both; leave one out")
+        if not typed["model"]:
+            raise UsageError("expected --model (its architecture) beside --checkpoint; see `robustkit list models`")
+        model = _given(name=typed["model"], checkpoint=typed["checkpoint"])
+        return open_checkpoint(_config(typed, {**own, "model": model}), RUNS, out=_path(typed["out"]))
+    run = Run(Path(typed["run_path"])) if typed["run_path"] else latest_run(RUNS)
+    base = {**plain(run.config()), "device": "auto"}
+    return open_run(run, configuration(base, _overrides(typed, own)))
+
+
+def _figures(network: Network, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """Derive the figures of the worst radius and method, and those of every evaluation."""
+    import pandas as pd
+
+    from robustkit.results import summarise
+
+    rows = summarise(pd.concat(tables.values(), ignore_index=True))
+    rows["n"] = rows["n"].astype(int)
+    top = rows[rows["eps"] == rows["eps"].max()]
+    attacked, verified = (top[top["kind"] == kind] for kind in ("attack", "verify"))
+    searched = pd.concat([attacked["robust"], 1.0 - (1.0 - verified["clean"]) - verified["falsified"]])
+    broke = len(attacked) or bool((verified["falsified"] > 0).any())
+    return {
+        "run": str(network.run.path),
+        "dataset": network.dataset.name,
+        "n": int(rows["n"].min()),
+        "eps": float(rows["eps"].max()),
+        "clean": float(rows["clean"].min()),
+        "era": float(searched.min()) if broke else None,
+        "vra": float(verified["robust"].max()) if len(verified) else None,
+        "seconds": float(rows["seconds"].sum()),
+        "evaluations": rows[
+            ["kind", "method", "eps", "n", "clean", "robust", "falsified", "unknown", "seconds"]
+        ].to_dict("records"),
+    }
+
+
+def _print_figures(figures: dict[str, Any], tables: dict[str, pd.DataFrame]) -> None:
+    import pandas as pd
+
+    from robustkit.results import summarise
+
+    click.echo(figures["run"])
+    click.echo(f"  {'':8}{'method':<20}{'eps':>9}{'N':>8}{'clean':>9}{'ERA':>9}{'VRA':>9}{'unknown':>9}{'seconds':>10}")
+    whole = pd.concat(tables.values(), ignore_index=True)
+    first = whole.groupby(["kind", "method", "eps"], sort=False).head(1000)
+    parts = [summarise(whole)] + ([summarise(first)] if len(first) < len(whole) else [])
+    for part in parts:
+        for row in part.to_dict("records"):
+            attacked = row["kind"] == "attack"
+            searched = 1.0 - (1.0 - row["clean"]) - row["falsified"]
+            era = f"{searched:.2%}" if attacked or row["falsified"] > 0 else "-"
+            vra, unknown = ("-", "-") if attacked else (f"{row['robust']:.2%}", f"{row['unknown']:.2%}")
+            click.echo(
+                f"  {row['kind']:8}{row['method']:<20}{row['eps']:>9.4g}{int(row['n']):>8}{row['clean']:>9.2%}"
+                f"{era:>9}{vra:>9}{unknown:>9}{row['seconds']:>10.1f}"
+            )
+
+
+def _config(typed: dict[str, Any], own: dict[str, Any]) -> Any:
+    from robustkit.config import configuration
+
+    return configuration(_overrides(typed, own))
+
+
+def _overrides(typed: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """Lay the file, what was typed as options and what was typed as --set over one another, in this order."""
+    from robustkit.config import merge, parse_overrides, read_toml
+
+    file = typed.get("config_file")
+    table = read_toml(Path(file)) if file else {}
+    shared = {
+        "data": _given(name=typed["dataset"], root=typed["data_root"], download=typed["download"]),
+        **_given(device=typed["device"], seed=typed["seed"], deterministic=typed["deterministic"]),
+    }
+    for layer in (shared, own, parse_overrides(typed["settings"])):
+        table = merge(table, layer)
+    return table
+
+
+def _show(paths: list[Path]) -> None:
+    text = next(path for path in paths if path.suffix == ".txt")
+    click.echo(text.read_text(encoding="utf-8").rstrip())
+    click.echo("")
+    for path in paths:
+        click.echo(f"wrote {path}")
+
+
+def _validated(network: Network) -> int:
+    return min(len(network.dataset.val), network.config.data.val_n)
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _path(text: str | None) -> Path | None:
+    return Path(text) if text else None

@@ -1,0 +1,99 @@
+"""From an experiment to its comparison: train, attack, verify, report; what is there already is not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+import tomli_w
+
+from robustkit.attacks import Examples, load_examples
+from robustkit.config import Config, plain
+from robustkit.errors import RobustkitError
+from robustkit.evaluation import evaluate
+from robustkit.experiment import Experiment
+from robustkit.files import replacing
+from robustkit.networks import open_checkpoint, train_network
+from robustkit.progress import Reporter
+from robustkit.reports import RunFacts, write_report
+from robustkit.runs import EXAMPLES, EXPERIMENT_FILE, Run
+
+
+def report(runs: Sequence[Run], out: Path, *, title: str) -> list[Path]:
+    """Write the comparison of some runs.
+
+    Args:
+        runs: run directories.
+        out: folder of the report.
+        title: heads it.
+
+    Returns:
+        What was written.
+
+    Raises:
+        RobustkitError: nothing has been evaluated, or a file cannot be written.
+        SoundnessError: a sample is both verified and broken.
+    """
+    table = pd.concat([run.table() for run in runs], ignore_index=True)
+    if not len(table):
+        raise RobustkitError("expected evaluated runs, found no results; use `robustkit attack` or `verify` first")
+    facts = [run_facts(run) for run in runs]
+    return write_report(table, facts, out, title=title)
+
+
+def run_facts(run: Run) -> RunFacts:
+    """Collect what a report says of a run beside its results."""
+    config, history = run.config(), run.history()
+    dataset = run.table()["dataset"].iloc[:1].tolist()
+    foreign = bool(config.model.checkpoint) or not run.trained
+    return RunFacts(
+        name=run.name,
+        training="" if foreign else config.train.method,
+        train_eps=float("nan") if foreign else config.train.eps or 0.0,
+        dataset=dataset[0] if dataset else config.data.name,
+        model=config.model.name,
+        seed=config.seed,
+        train_seconds=float(history["seconds"].sum()) if len(history) else float("nan"),
+        hardware=str(run.environment().get("hardware", "")),
+        history=history,
+        examples=_examples(run),
+    )
+
+
+def run_experiment(experiment: Experiment, out: Path, reporter: Reporter) -> list[Path]:
+    """Train, attack and verify every network of an experiment, and write the comparison.
+
+    Args:
+        experiment: what to compare.
+        out: its folder; what an earlier sitting finished there is not done again.
+        reporter: told of the progress.
+
+    Returns:
+        What was written.
+    """
+    with replacing(out / EXPERIMENT_FILE) as file:
+        file.write(tomli_w.dumps({"title": experiment.title, "runs": [plain(one) for one in experiment.configs]}))
+    runs = []
+    for place, config in enumerate(experiment.configs):
+        reporter.say(f"[{place + 1}/{len(experiment.configs)}] {_describe(config)}")
+        foreign = bool(config.model.checkpoint)
+        network = open_checkpoint(config, out) if foreign else train_network(config, out, reporter)
+        evaluate(network, "attack", network.config.attack, reporter)
+        evaluate(network, "verify", network.config.verify, reporter)
+        runs.append(network.run)
+    return report(runs, out / "report", title=experiment.title)
+
+
+def _describe(config: Config) -> str:
+    if config.model.checkpoint:
+        return f"{config.model.name} from {config.model.checkpoint}"
+    eps = "" if config.train.eps is None else f" at eps {config.train.eps:.4g}"
+    return f"{config.train.method} training on {config.data.name}{eps}, seed {config.seed}"
+
+
+def _examples(run: Run) -> Examples | None:
+    """Take the adversarial examples of one attack; of the first in name where there are several."""
+    for path in sorted((run.path / EXAMPLES).glob("*.npz")):
+        return load_examples(path)
+    return None
