@@ -1,0 +1,1 @@
+"""What is timed: side by side with a peer, in one run, as a ratio."""

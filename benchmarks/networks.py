@@ -1,0 +1,58 @@
+"""The networks that are timed: MNIST where it is found, else the embedded digits; said in every table."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from robustkit.data import Dataset, load_dataset
+from robustkit.errors import RobustkitError
+from robustkit.models import load_weights, make_model
+from robustkit.progress import Silent
+from robustkit.training import EpsRamp, Plan, make_method, train
+
+
+@cache
+def dataset() -> Dataset:
+    try:
+        return load_dataset("mnist")
+    except RobustkitError:
+        return load_dataset("digits")
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def fresh() -> nn.Module:
+    data = dataset()
+    torch.manual_seed(0)
+    return make_model(data.model, data.input_shape, data.classes).to(device())
+
+
+@cache
+def trained(method: str, eps: float, epochs: int) -> nn.Module:
+    """Train on at most 10,000 samples."""
+    data = dataset()
+    model = fresh()
+    few = Dataset(**{**vars(data), "train": data.train.take(10_000)})
+    plan = Plan(epochs, 50, 1e-3, "cosine", 0.0, 10.0, EpsRamp(eps, 0.0, epochs * 0.6), 1, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        train(model, few, make_method(method), plan, folder=Path(folder), reporter=Silent())
+    return model
+
+
+@cache
+def published() -> nn.Module | None:
+    """Give the MixTrain authors' MNIST_Small at eps 0.3, where it lies beside the data."""
+    for root in (Path("../shared"), Path(__file__).parents[1] / "../shared"):
+        path = root / "models" / "mixtrain" / "mnist_small_mixtrain_0.3.pth"
+        if dataset().name == "mnist" and path.exists():
+            model = fresh()
+            load_weights(model, path)
+            return model.eval()
+    return None
