@@ -12,7 +12,7 @@ from robustkit.threat import LinfBall
 from robustkit.training import Moment, Trainee, make_method
 
 BATCH = 50
-METHODS = {
+METHODS: dict[str, tuple[str, dict[str, object]]] = {
     "natural": ("natural", {}),
     "PGD-40": ("pgd", {"steps": 40}),
     "IBP": ("ibp", {}),
@@ -47,7 +47,7 @@ def _steps(method: str, options: dict[str, object], x: torch.Tensor, y: torch.Te
         for step in range(STEPS):
             loss = chosen.loss(trainee, x, y, Moment(ball, 0.5, generator, step))
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
 
     return work
