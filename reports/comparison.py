@@ -194,7 +194,8 @@ def _differs(rows: Sequence[Row]) -> bool:
     """Say whether a verifier broke a sample that the only attack had left."""
     for row in rows:
         attacked = [cell for name, cell in row.cells.items() if _place(name)[0] == 1]
-        if attacked and row.cells[ALL_ATTACKS].measured and row.cells[ALL_ATTACKS].value < attacked[0].value:
+        every = row.cells.get(ALL_ATTACKS, Cell())
+        if attacked and every.measured and every.value < attacked[0].value:
             return True
     return False
 

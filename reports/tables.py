@@ -8,11 +8,11 @@ import math
 import textwrap
 from collections.abc import Callable, Sequence
 
-from robustkit.reports.comparison import ANY_VERIFIER, TIME, Block, Cell, Row
+from robustkit.reports.comparison import TIME, Block, Cell, Row
 from robustkit.reports.facts import eps_text
 
 MISSING = "–"
-HEADINGS = {"pgd": "PGD", "cw": "CW", "fgsm": "FGSM", ANY_VERIFIER: "certified (VRA)"}
+HEADINGS = {"pgd": "PGD", "cw": "CW", "fgsm": "FGSM", "interval-gradient": "int. gradient", TIME: "train s"}
 
 
 def heading(column: str) -> str:

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from robustkit.errors import SoundnessError
+from robustkit.reports import RunFacts, as_csv, as_latex, as_markdown, as_text, compare, write_report
+from robustkit.results import Subject, evaluation_table
+from robustkit.verdict import Verdict
+
+M, F, U, V = Verdict.MISCLASSIFIED, Verdict.FALSIFIED, Verdict.UNKNOWN, Verdict.VERIFIED
+
+
+@dataclass(frozen=True)
+class Pictures:
+    x: NDArray[np.float32]
+    x_adv: NDArray[np.float32]
+    y: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    eps: float = 0.1
+
+
+def rows(run: str, kind: str, method: str, verdicts: list[Verdict], *, eps: float = 0.1, seed: int = 0) -> pd.DataFrame:
+    size = len(verdicts)
+    return evaluation_table(
+        Subject(run, f"weights of {run}", "ibp", 0.1, "digits", seed),
+        kind,
+        method,
+        f"{method}()",
+        eps=eps,
+        index=range(size),
+        label=[0] * size,
+        predicted=[0] * size,
+        verdict=verdicts,
+        margin=[0.0] * size,
+        seconds=[0.01] * size,
+        proved_by=["crown" if one is V else "" for one in verdicts],
+    )
+
+
+def facts(name: str, training: str = "ibp", *, seed: int = 0, history: int = 3, pictures: int = 0) -> RunFacts:
+    draw = np.random.default_rng(0)
+    epochs = pd.DataFrame({"epoch": range(1, history + 1)}).astype(float)
+    for column in ("eps", "weight", "lr", "loss", "val_clean", "val_vra", "seconds"):
+        epochs[column] = 0.5
+    images = draw.random((pictures, 3, 8, 8), dtype=np.float32)
+    labels = np.arange(pictures)
+    return RunFacts(
+        name=name,
+        training=training,
+        train_eps=math.nan if training in ("", "natural") else 0.1,
+        dataset="digits",
+        model="mlp",
+        seed=seed,
+        train_seconds=12.5 if history else math.nan,
+        hardware="2 CPU cores",
+        history=epochs if history else pd.DataFrame(),
+        examples=Pictures(images, 1 - images, labels, labels + 1) if pictures else None,
+    )
+
+
+def two_methods() -> tuple[pd.DataFrame, list[RunFacts]]:
+    """Ten samples of two networks: the figures below are counted by hand."""
+    table = pd.concat(
+        [
+            rows("a", "attack", "pgd", [M, F, F, U, U, U, U, U, U, U]),
+            rows("a", "attack", "interval-gradient", [M, F, U, F, U, U, U, U, U, U]),
+            rows("a", "verify", "cascade", [M, F, F, U, F, U, V, V, V, V]),
+            rows("b", "attack", "pgd", [M, M, F, F, F, U, U, U, U, U]),
+            rows("b", "attack", "interval-gradient", [M, M, F, F, F, U, U, U, U, U]),
+            rows("b", "verify", "cascade", [M, M, F, F, F, U, V, V, V, V]),
+        ]
+    )
+    return table, [facts("a", "ibp"), facts("b", "natural")]
+
+
+def test_figures_are_those_counted_by_hand() -> None:
+    (block,) = compare(*two_methods())
+    assert block.n == 10
+    expected = {
+        "clean": (0.9, 0.8),
+        "pgd": (0.7, 0.5),
+        "interval-gradient": (0.7, 0.5),
+        "all attacks": (0.5, 0.5),  # of the first network, two attacks and a verifier's counterexample break four
+        "certified": (0.4, 0.4),
+        "undecided": (0.1, 0.1),
+    }
+    for column, values in expected.items():
+        assert column in block.columns
+        assert tuple(row.cells[column].value for row in block.rows) == pytest.approx(values), column
+
+
+def test_the_best_is_marked_and_ties_are_marked_alike() -> None:
+    (block,) = compare(*two_methods())
+    first, second = block.rows
+    assert first.cells["clean"].best
+    assert not second.cells["clean"].best
+    assert first.cells["certified"].best
+    assert second.cells["certified"].best
+    assert not first.cells["training s"].best
+    table, runs = two_methods()
+    (alone,) = compare(table[table["run"] == "a"], runs[:1])
+    assert not any(cell.best for row in alone.rows for cell in row.cells.values())
+
+
+def test_intervals_are_wilsons() -> None:
+    table = rows("a", "attack", "pgd", [U] * 90 + [F] * 10)
+    (block,) = compare(table, [facts("a")])
+    cell = block.rows[0].cells["pgd"]
+    assert (cell.low, cell.high) == pytest.approx((0.8256, 0.9448), abs=1e-4)
+    assert "[82.6, 94.5]" in as_markdown([block], "title")
+
+
+def test_several_seeds_give_mean_and_deviation() -> None:
+    table = pd.concat(
+        [rows("a", "attack", "pgd", [U] * 8 + [F] * 2), rows("b", "attack", "pgd", [U] * 6 + [F] * 4, seed=1)]
+    )
+    (block,) = compare(table, [facts("a"), facts("b", seed=1)])
+    (row,) = block.rows
+    assert row.seeds == (0, 1)
+    assert row.cells["pgd"].value == pytest.approx(0.7)
+    assert row.cells["pgd"].deviation == pytest.approx(math.sqrt(0.02))
+    assert "70.0 ± 14.1" in as_text([block])
+    assert "seeds 0, 1" in block.caption
+
+
+def test_an_evaluation_of_more_samples_replaces_one_of_fewer_and_says_its_n() -> None:
+    few = rows("a", "attack", "pgd", [F] * 4)
+    few["settings"] = "pgd(steps=1)"
+    table = pd.concat([few, rows("a", "attack", "pgd", [U] * 10), rows("a", "verify", "cascade", [V] * 5)])
+    (block,) = compare(table, [facts("a")])
+    assert block.rows[0].cells["pgd"].value == 1.0
+    assert "100.0 (N=5)" in as_text([block])
+
+
+def test_what_was_not_measured_is_a_dash() -> None:
+    table = pd.concat([rows("a", "attack", "pgd", [U] * 4), rows("b", "verify", "ibp", [V] * 4)])
+    (block,) = compare(table, [facts("a"), facts("b", "natural", history=0)])
+    lines = as_text([block]).splitlines()
+    assert all("–" in line for line in lines if line.startswith(("IBP", "Natural")))
+
+
+def test_several_verifiers_stand_beside_their_union() -> None:
+    table = pd.concat([rows("a", "verify", "ibp", [V, U, U, U]), rows("a", "verify", "crown", [U, V, V, U])])
+    (block,) = compare(table, [facts("a")])
+    cells = block.rows[0].cells
+    assert [cells[name].value for name in ("certified (ibp)", "certified (crown)", "certified")] == [0.25, 0.5, 0.75]
+
+
+def test_two_radii_are_two_blocks() -> None:
+    table = pd.concat([rows("a", "attack", "pgd", [U] * 4, eps=eps) for eps in (0.2, 8 / 255)])
+    blocks = compare(table, [facts("a")])
+    assert [block.caption.split("eps ")[1].split(",")[0] for block in blocks] == ["8/255", "0.2"]
+
+
+def test_renderers_escape_and_keep_precision() -> None:
+    table = rows("50%_run&|", "attack", "pgd", [U, U, F])
+    (block,) = compare(table, [facts("50%_run&|", "", history=0)])
+    latex = as_latex([block])
+    assert r"50\%\_run\&|" in latex
+    assert all(word in latex for word in (r"\toprule", r"\midrule", r"\bottomrule"))
+    assert r"50%_run&\|" in as_markdown([block], "title")
+    lines = as_csv([block]).splitlines()
+    assert float(next(line for line in lines if ",pgd," in line).split(",")[7]) == 2 / 3
+
+
+def test_the_terminal_table_fits_a_hundred_columns() -> None:
+    methods = ["natural", "pgd", "ibp", "mixtrain"]
+    parts = [
+        rows(name, kind, method, [U] * 3 + [V if kind == "verify" else U])
+        for name in methods
+        for kind, method in (("attack", "pgd"), ("attack", "interval-gradient"), ("verify", "cascade"))
+    ]
+    text = as_text(compare(pd.concat(parts), [facts(name, name) for name in methods]))
+    assert max(map(len, text.splitlines())) <= 100
+    assert "N = 4 test samples" in text.replace("\n", " ")
+
+
+def test_everything_is_written_and_the_plots_are_the_same_each_time(tmp_path: Path) -> None:
+    table, runs = two_methods()
+    runs = [facts("a", "ibp", pictures=9), runs[1]]
+    written = write_report(table, runs, tmp_path / "one", title="A title")
+    write_report(table, runs, tmp_path / "two", title="A title")
+    assert written[0].name == "comparison.txt"
+    names = {path.name for path in (tmp_path / "one").rglob("*") if path.is_file()}
+    assert {"comparison.md", "comparison.csv", "comparison.tex", "report.html", "training.png", "training.pdf"} <= names
+    assert any(name.startswith("band") for name in names)
+    assert any(name.startswith("examples") for name in names)
+    for path in (tmp_path / "one").rglob("*"):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes(), path.name
+
+
+def test_the_page_needs_nothing_from_elsewhere_and_escapes_what_it_shows(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    table = rows(evil, "attack", "pgd", [U, F])
+    (*_, page) = write_report(table, [facts(evil, "", history=0)], tmp_path, title=evil)
+    text = page.read_text()
+    assert "<script" not in text
+    assert "http://" not in text
+    assert "https://" not in text
+    assert "data:image/png;base64," in text
+
+
+def test_contradictory_results_are_not_reported(tmp_path: Path) -> None:
+    table = pd.concat([rows("a", "attack", "pgd", [F, U]), rows("a", "verify", "ibp", [V, U])])
+    with pytest.raises(SoundnessError, match="sample 0 of digits is verified"):
+        write_report(table, [facts("a")], tmp_path / "out", title="title")
+    assert not (tmp_path / "out").exists()
+
+
+def test_reports_need_neither_torch_nor_a_plotting_state() -> None:
+    code = "import sys, robustkit.reports; print('torch' in sys.modules, 'matplotlib.pyplot' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
