@@ -277,6 +277,10 @@ def _network(typed: dict[str, Any], own: dict[str, Any]) -> Network:
             raise UsageError("expected --run or --checkpoint, got both; leave one out")
         if not typed["model"]:
             raise UsageError("expected --model (its architecture) beside --checkpoint; see `robustkit list models`")
+        if not typed["checkpoint"] and ":" not in typed["model"]:
+            raise UsageError(
+                f"expected --checkpoint with --model {typed['model']}: without weights there is nothing to judge"
+            )
         model = _given(name=typed["model"], checkpoint=typed["checkpoint"])
         return open_checkpoint(_config(typed, {**own, "model": model}), RUNS, out=_path(typed["out"]))
     run = Run(Path(typed["run_path"])) if typed["run_path"] else latest_run(RUNS)

@@ -186,7 +186,7 @@ def _card(config: Config, dataset: Dataset) -> models.ModelCard:
         mean=dataset.mean,
         std=dataset.std,
         method=config.train.method,
-        eps=config.train.eps or 0.0,
+        eps=0.0 if config.train.method == "natural" else config.train.eps or 0.0,  # it trains for no radius
         seed=config.seed,
         versions=environment()["packages"],
     )

@@ -50,7 +50,7 @@ def run_facts(run: Run) -> RunFacts:
     return RunFacts(
         name=run.name,
         training="" if foreign else config.train.method,
-        train_eps=float("nan") if foreign else config.train.eps or 0.0,
+        train_eps=float("nan") if foreign or config.train.method == "natural" else config.train.eps or 0.0,
         dataset=dataset[0] if dataset else config.data.name,
         model=config.model.name,
         seed=config.seed,

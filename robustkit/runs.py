@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
 import subprocess
@@ -88,18 +89,25 @@ class Run:
     def write_history(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Write the metrics of every epoch, a JSON object a line."""
         with replacing(self.path / HISTORY_FILE) as file:
-            file.writelines(json.dumps(epoch) + "\n" for epoch in history)
+            file.writelines(
+                json.dumps({name: _or_null(one) for name, one in epoch.items()}) + "\n" for epoch in history
+            )
 
     def history(self) -> pd.DataFrame:
         """Read the metrics of every epoch; empty for a network trained elsewhere."""
         path = self.path / HISTORY_FILE
-        return pd.read_json(path, lines=True) if path.exists() else pd.DataFrame()
+        return pd.read_json(path, lines=True).astype(float) if path.exists() else pd.DataFrame()
 
     def table(self) -> pd.DataFrame:
         """Read the rows of all finished evaluations."""
         paths = sorted((self.path / RESULTS).glob("*.csv"))
         tables = [read_table(path) for path in paths if not path.name.startswith(".")]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+
+
+def _or_null(value: Any) -> Any:
+    """JSON has no NaN: what was not measured is null."""
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:

@@ -1,0 +1,305 @@
+"""The commands as typed: on one tiny trained run, through the command line's own entry."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from click.testing import CliRunner, Result
+
+from robustkit import evaluation, networks
+from robustkit.cli import cli
+from robustkit.results import read_table, summarise
+from robustkit.runs import Run
+
+TINY = ["--set", "train.epochs=2", "--set", "data.train_n=200", "--model", "mlp"]
+
+
+def robustkit(*arguments: str) -> Result:
+    result = CliRunner().invoke(cli, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder in which `robustkit train` was typed once."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = robustkit("train", "--method", "ibp", "--eps", "0.05", *TINY)
+        assert result.exit_code == 0, result.output
+    yield folder
+
+
+@pytest.fixture
+def work(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it to work in."""
+    shutil.copytree(trained / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def only_run(work: Path) -> Run:
+    (path,) = (work / "runs").iterdir()
+    return Run(path)
+
+
+def test_training_leaves_all_that_is_needed_to_judge_it(work: Path) -> None:
+    run = only_run(work)
+    names = {path.name for path in run.path.iterdir()}
+    assert names == {"config.toml", "environment.json", "history.jsonl", "model.json", "model.safetensors"}
+    assert len(run.history()) == 2
+    assert run.environment()["packages"]["torch"]
+    assert run.config().train.eps == 0.05
+
+
+def test_the_history_is_strict_json_also_where_nothing_was_measured(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.write_history([{"epoch": 1, "val_vra": float("nan")}, {"epoch": 2, "val_vra": 0.5}])
+    for line in (tmp_path / "history.jsonl").read_text().splitlines():
+        json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert run.history()["val_vra"].isna().tolist() == [True, False]
+
+
+def test_training_typed_again_does_nothing_new(work: Path) -> None:
+    weights = only_run(work).path / "model.safetensors"
+    before = weights.stat().st_mtime_ns
+    result = robustkit("train", "--method", "ibp", "--eps", "0.05", *TINY)
+    assert result.exit_code == 0
+    assert "2 epochs" in result.stdout
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_attack_and_verify_work_on_the_latest_run(work: Path) -> None:
+    attacked = robustkit("attack", "--method", "interval-gradient", "--n", "20")
+    verified = robustkit("verify", "--eps", "0.3", "--n", "20")
+    assert attacked.exit_code == verified.exit_code == 0
+    assert "interval-gradient" in attacked.stdout
+    assert "cascade" in verified.stdout
+    assert set(only_run(work).table()["eps"]) == {0.05, 0.3}
+
+
+def test_json_is_one_object_with_the_promised_keys(work: Path) -> None:
+    result = robustkit("evaluate", "--json", "--n", "30", "--eps", "0.02,0.05")
+    figures = json.loads(result.stdout)
+    assert {"n", "clean", "era", "vra", "eps", "seconds", "run", "evaluations"} <= set(figures)
+    assert figures["n"] == 30
+    assert figures["eps"] == 0.05
+    assert 0 <= figures["vra"] <= figures["era"] <= figures["clean"] <= 1
+    assert len(figures["evaluations"]) == 6
+    only_attacked = json.loads(robustkit("attack", "--json", "--n", "30").stdout)
+    assert only_attacked["vra"] is None
+    only_bounded = json.loads(robustkit("verify", "--json", "--n", "30", "--method", "ibp").stdout)
+    assert only_bounded["era"] is None
+    assert only_bounded["vra"] is not None
+
+
+def test_figures_are_those_of_the_rows(work: Path) -> None:
+    figures = json.loads(robustkit("attack", "--method", "pgd", "--json", "--n", "50").stdout)
+    (path,) = (only_run(work).path / "results").glob("*.csv")
+    rows = read_table(path)
+    assert figures["era"] == pytest.approx(rows["verdict"].eq("unknown").mean())
+    assert figures["clean"] == pytest.approx((rows["label"] == rows["predicted"]).mean())
+
+
+def test_fail_under_exits_with_four(work: Path) -> None:
+    assert robustkit("attack", "--method", "fgsm", "--n", "20", "--fail-under", "0").exit_code == 0
+    result = robustkit("attack", "--method", "fgsm", "--n", "20", "--fail-under", "1.0")
+    assert result.exit_code == 4
+    assert "below --fail-under" in result.stderr
+    assert robustkit("verify", "--method", "ibp", "--n", "20", "--fail-under", "1.0").exit_code == 4
+
+
+def test_more_samples_go_on_from_those_that_are_done(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    attack_batches = evaluation.attack_batches
+
+    def counting(attack: Any, model: Any, split: Any, *rest: Any) -> Any:
+        counted.append(len(split))
+        return attack_batches(attack, model, split, *rest)
+
+    monkeypatch.setattr(evaluation, "attack_batches", counting)
+    robustkit("attack", "--method", "pgd", "--n", "10")
+    robustkit("attack", "--method", "pgd", "--n", "25", "--batch-size", "7")
+    robustkit("attack", "--method", "pgd", "--n", "25")
+    assert counted == [10, 15, 0]
+    (path,) = (only_run(work).path / "results").glob("*.csv")
+    grown = read_table(path)
+    path.unlink()
+    robustkit("attack", "--method", "pgd", "--n", "25")
+    pd.testing.assert_frame_equal(grown.drop(columns="seconds"), read_table(path).drop(columns="seconds"), rtol=1e-4)
+
+
+def test_an_interrupted_evaluation_keeps_what_is_finished(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    attack_batches = evaluation.attack_batches
+
+    def interrupted(*arguments: Any) -> Any:
+        for place, batch in enumerate(attack_batches(*arguments)):
+            if place == 2:
+                raise KeyboardInterrupt
+            yield batch
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "attack_batches", interrupted)
+        result = robustkit("attack", "--method", "pgd", "--n", "20", "--batch-size", "5")
+    assert result.exit_code == 130
+    assert "interrupted" in result.stderr
+    (path,) = (only_run(work).path / "results").glob("*.csv")
+    assert len(read_table(path)) == 10
+    assert robustkit("attack", "--method", "pgd", "--n", "20", "--batch-size", "5").exit_code == 0
+    assert len(read_table(path)) == 20
+
+
+def test_interrupted_training_goes_on_to_the_same_weights(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = (only_run(work).path / "model.safetensors").read_bytes()
+    shutil.rmtree(work / "runs")
+    write_history = Run.write_history
+
+    def interrupt(run: Run, history: Any) -> None:
+        write_history(run, history)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(networks.Run, "write_history", interrupt)
+        assert robustkit("train", "--method", "ibp", "--eps", "0.05", *TINY).exit_code == 130
+    assert not only_run(work).trained
+    assert len(only_run(work).history()) == 1
+    assert robustkit("train", "--method", "ibp", "--eps", "0.05", *TINY).exit_code == 0
+    assert (only_run(work).path / "model.safetensors").read_bytes() == wanted
+
+
+def test_rows_of_other_weights_are_not_mixed_in(work: Path) -> None:
+    robustkit("attack", "--method", "fgsm", "--n", "10")
+    (path,) = (only_run(work).path / "results").glob("*.csv")
+    path.write_text(path.read_text().replace(read_table(path)["model"].iloc[0], "0" * 12))
+    robustkit("attack", "--method", "fgsm", "--n", "5")
+    rows = read_table(path)
+    assert len(rows) == 5
+    assert "0" * 12 not in set(rows["model"])
+
+
+def test_a_sample_both_verified_and_broken_stops_the_program(work: Path) -> None:
+    robustkit("verify", "--method", "crown", "--eps", "0.01", "--n", "40")
+    (path,) = (only_run(work).path / "results").glob("verify*.csv")
+    proved = read_table(path).query("verdict == 'verified'")["index"].iloc[0]
+    robustkit("attack", "--method", "fgsm", "--eps", "0.01", "--n", "40")
+    (attacked,) = (only_run(work).path / "results").glob("attack*.csv")
+    rows = read_table(attacked)
+    rows.loc[rows["index"] == proved, "verdict"] = "falsified"
+    rows.to_csv(attacked, index=False)
+    result = robustkit("attack", "--method", "fgsm", "--eps", "0.01", "--n", "40")
+    assert result.exit_code == 3
+    assert f"sample {proved} of digits is verified at eps 0.01 by crown and falsified" in result.stderr
+    assert (only_run(work).path / "soundness.npz").exists()
+    assert robustkit("report").exit_code == 3
+    assert not list((work / "runs").rglob("comparison.txt"))
+
+
+def test_a_small_experiment_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.toml").write_text(
+        """
+        title = "Two methods & two seeds"
+        data = { train_n = 200 }
+        model = { name = "mlp" }
+        train = { epochs = 2, eps = 0.05 }
+        attack = { methods = ["fgsm", "pgd"], n = 40 }
+        verify = { methods = ["cascade"], n = 40 }
+        [[runs]]
+        train = { method = "natural" }
+        [[runs]]
+        train = { method = "ibp" }
+        [[runs]]
+        train = { method = "ibp" }
+        seed = 1
+        """
+    )
+    result = robustkit("run", "mine.toml")
+    assert result.exit_code == 0, result.output
+    assert "Natural" in result.stdout
+    assert "±" in result.stdout
+    report = tmp_path / "runs" / "mine" / "report"
+    for name in ("comparison.md", "comparison.csv", "comparison.tex", "report.html", "plots/training.png"):
+        assert (report / name).stat().st_size > 100
+    figures = pd.read_csv(report / "comparison.csv")
+    natural = figures[(figures["training"] == "Natural")].set_index("figure")["value"]
+    runs = [Run(path) for path in (tmp_path / "runs" / "mine").glob("digits-natural*")]
+    rows = summarise(runs[0].table()).set_index("method")["robust"]
+    assert natural["pgd"] == pytest.approx(rows["pgd"])
+    assert natural["certified"] == pytest.approx(rows["cascade"])
+    assert natural["certified"] <= natural["all attacks"] <= natural["clean"]
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("*.csv") if "results" in path.parts}
+    again = robustkit("run", "mine.toml")
+    assert again.stdout == result.stdout
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    assert "Two methods &amp; two seeds" in (report / "report.html").read_text()
+    assert robustkit("report").exit_code == 0
+
+
+def test_networks_trained_elsewhere(work: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    state = load_file(only_run(work).path / "model.safetensors")
+    torch.save({"epoch": 3, "state_dict": {f"module.{name}": one for name, one in state.items()}}, "elsewhere.pth")
+    result = robustkit(
+        "verify", "--model", "mlp", "--checkpoint", "elsewhere.pth", "--eps", "0.05", "--n", "30", "--json"
+    )
+    assert result.exit_code == 0, result.output
+    here = json.loads(
+        robustkit("verify", "--eps", "0.05", "--n", "30", "--json", "--run", str(only_first(work))).stdout
+    )
+    assert json.loads(result.stdout)["vra"] == here["vra"]
+    Path("mynets.py").write_text(
+        "from torch import nn\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    result = robustkit("attack", "--model", "mynets:make", "--method", "pgd", "--n", "10", "--json")
+    assert json.loads(result.stdout)["n"] == 10
+
+
+def only_first(work: Path) -> Path:
+    return next(path for path in (work / "runs").iterdir() if path.name.startswith("digits-ibp"))
+
+
+def test_the_first_thousand_are_shown_beside_more() -> None:
+    from robustkit.cli import _print_figures
+    from robustkit.results import Subject, evaluation_table
+    from robustkit.verdict import Verdict
+
+    verdicts = [Verdict.VERIFIED] * 500 + [Verdict.UNKNOWN] * 1500
+    rows = evaluation_table(
+        Subject("run", "m", "", float("nan"), "digits", 0),
+        "verify",
+        "ibp",
+        "BoundVerifier()",
+        eps=0.1,
+        index=range(2000),
+        label=[0] * 2000,
+        predicted=[0] * 2000,
+        verdict=verdicts,
+        margin=[0.0] * 2000,
+        seconds=[0.0] * 2000,
+    )
+    from click.testing import CliRunner as Runner
+
+    with Runner().isolation() as (out, *_):
+        _print_figures({"run": "run"}, {"verify": rows})
+        lines = out.getvalue().decode().splitlines()
+    assert ["2000" in line and "25.00%" in line for line in lines[2:]] == [True, False]
+    assert ["1000" in line and "50.00%" in line for line in lines[2:]] == [False, True]
+
+
+def test_names_are_listed(work: Path) -> None:
+    result = robustkit("list")
+    for name in ("mixtrain", "interval-gradient", "alpha-crown", "mnist_small", "fashion-mnist", "digits-ibp"):
+        assert name in result.stdout
+    assert "mixtrain" not in robustkit("list", "attacks").stdout
