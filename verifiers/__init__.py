@@ -7,7 +7,7 @@ from typing import Any
 
 from robustkit.bounds import BoundMethod
 from robustkit.config import build
-from robustkit.errors import unknown_name
+from robustkit.errors import UsageError, unknown_name
 from robustkit.verifiers.base import Outcome, Verifier, Verify
 from robustkit.verifiers.bound import BoundVerifier
 from robustkit.verifiers.cascade import Cascade
@@ -37,6 +37,8 @@ def make_verifier(name: str, options: Mapping[str, Any] | None = None) -> Verifi
     """
     if name not in VERIFIERS:
         raise unknown_name("verifier", name, VERIFIERS)
-    kind = VERIFIERS[name]
-    fixed = {"bound": BoundMethod(name)} if kind is BoundVerifier else {}
-    return build(kind, {**(options or {}), **fixed}, f"verify.options.{name}")
+    if VERIFIERS[name] is Cascade:
+        return build(Cascade, options or {}, f"verify.options.{name}")
+    if options:
+        raise UsageError(f"expected no options for verifier {name!r}, got {', '.join(options)}; remove them")
+    return BoundVerifier(BoundMethod(name))

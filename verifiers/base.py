@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from robustkit.margins import correct, fold
+from robustkit.errors import SoundnessError
+from robustkit.margins import correct, fold, logit_margins, worst_margin
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
+
+SLACK = 1e-3
+"""Share of the largest logit that the rounding of float32 bounds may amount to; the bound tests allow 1e-4 in all."""
 
 
 @dataclass
@@ -22,6 +27,8 @@ class Outcome:
         clean: which samples are classified rightly, shape ``(B,)``.
         falsified: which have a replayed counterexample, shape ``(B,)``.
         verified: which have only positive margins, shape ``(B,)``.
+        least: least worst margin seen at a point of the ball, the sample among them, shape ``(B,)``.
+        slack: by how much rounding may lift a proved margin above it, shape ``(B,)``.
         margin: greatest lower bound of the worst margin that was proved, shape ``(B,)``; NaN where none was.
         x_adv: the counterexample, else the sample itself, shape of the inputs.
         settled_by: name of the stage that settled each sample.
@@ -33,6 +40,8 @@ class Outcome:
     clean: Tensor
     falsified: Tensor
     verified: Tensor
+    least: Tensor
+    slack: Tensor
     margin: Tensor
     x_adv: Tensor
     settled_by: list[str]
@@ -43,6 +52,7 @@ class Outcome:
     @torch.no_grad()
     def begin(cls, model: nn.Module, x: Tensor, y: Tensor) -> Outcome:
         """Start from the predictions alone."""
+        began = time.perf_counter()
         logits: Tensor = model(x)
         clean = correct(logits, y)
         size = len(y)
@@ -51,16 +61,40 @@ class Outcome:
             clean=clean,
             falsified=torch.zeros_like(clean),
             verified=torch.zeros_like(clean),
+            least=worst_margin(logit_margins(logits, y), y),
+            slack=SLACK * (1.0 + logits.abs().amax(dim=1)),
             margin=torch.full((size,), torch.nan, device=x.device),
             x_adv=x.clone(),
             settled_by=["" if good else "prediction" for good in clean.tolist()],
             reason=[""] * size,
-            seconds=torch.zeros(size, dtype=torch.float64),
+            seconds=torch.full((size,), (time.perf_counter() - began) / size, dtype=torch.float64),
         )
 
     def left(self) -> Tensor:
         """Give the positions of the samples that nothing has settled, shape ``(R,)``."""
         return (self.clean & ~self.falsified & ~self.verified).nonzero().flatten()
+
+    def prove(self, rows: Tensor, worst: Tensor) -> None:
+        """Take in proved margins, after holding them against every point of the ball that is known.
+
+        Args:
+            rows: which samples, positions of shape ``(R,)``.
+            worst: a lower bound of the worst margin of each, shape ``(R,)``; minus infinity where nothing is proved.
+
+        Raises:
+            SoundnessError: a point of a ball has a smaller margin than the one proved for all of the ball.
+        """
+        false = (worst > self.least[rows] + self.slack[rows]).nonzero().flatten()
+        if len(false):
+            first = false[0]
+            raise SoundnessError(
+                f"a margin of {worst[first].item():.6g} is proved for a ball that holds a point of margin "
+                f"{self.least[rows[first]].item():.6g} ({len(false)} such samples): the bound is unsound, "
+                "and no result of this run may be used"
+            )
+        self.verified[rows] = worst > 0
+        proved = torch.where(worst > -torch.inf, worst, torch.nan)
+        self.margin[rows] = torch.fmax(self.margin[rows], proved)
 
     def verdicts(self) -> list[Verdict]:
         """Fold what is known into one verdict per sample.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.bounds import BoundedNetwork, BoundMethod
-from robustkit.margins import certified, worst_margin
+from robustkit.margins import worst_margin
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Verify
 
@@ -54,6 +54,10 @@ def apply_bound(
         x: inputs, shape ``(B, ...)``.
         y: labels, shape ``(B,)``.
         ball: the ball around each input.
+
+    Raises:
+        SoundnessError: more is proved than a known point of the ball allows.
+        UnsupportedLayerError: the bound cannot carry a layer; the outcome is left as it was.
     """
     rows = outcome.left()
     if not len(rows):
@@ -61,10 +65,9 @@ def apply_bound(
     began = time.perf_counter()
     with torch.no_grad():
         margins = network.lower_margins(x[rows], y[rows], ball, bound).detach()
-    sure = certified(margins, y[rows])
-    outcome.verified[rows] = sure
-    outcome.margin[rows] = torch.fmax(outcome.margin[rows], worst_margin(margins, y[rows]))
+    outcome.prove(rows, worst_margin(margins, y[rows]))
+    sure = outcome.verified[rows].tolist()
     outcome.seconds[rows.cpu()] += (time.perf_counter() - began) / len(rows)
-    for row, settled in zip(rows.tolist(), sure.tolist(), strict=True):
+    for row, settled in zip(rows.tolist(), sure, strict=True):
         outcome.settled_by[row] = bound.value if settled else ""
         outcome.reason[row] = "" if settled else f"{bound.value} proves no margin above 0"

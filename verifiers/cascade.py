@@ -10,10 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks import Attack, make_attack
+from robustkit.attacks import ATTACKS, Attack, make_attack
 from robustkit.bounds import BoundedNetwork, BoundMethod
-from robustkit.errors import UnsupportedLayerError
-from robustkit.margins import correct
+from robustkit.errors import UnsupportedLayerError, UsageError, unknown_name
+from robustkit.margins import correct, logit_margins, worst_margin
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Verify
 from robustkit.verifiers.bound import apply_bound
@@ -42,6 +42,12 @@ class Cascade:
         BoundMethod.ALPHA_CROWN,
     )
 
+    def __post_init__(self) -> None:
+        if self.attack not in ATTACKS:
+            raise unknown_name("attack", self.attack, ATTACKS)
+        if not self.bounds or len(set(self.bounds)) < len(self.bounds):
+            raise UsageError(f"expected bounds as one bound method or more, each once, got {list(self.bounds)}")
+
     def prepare(self, model: nn.Module, example: Tensor) -> Verify:
         """Prepare for a model once; see ``Verifier``."""
         network = BoundedNetwork(model, example)
@@ -59,9 +65,11 @@ class Cascade:
                         refused[bound] = str(error)
                         log.warning("cascade goes on without %s: %s", bound.value, error)
             if len(refused) == len(self.bounds):
-                raise UnsupportedLayerError(f"no bound of the cascade can carry this network: {refused[bound]}")
+                raise UnsupportedLayerError(
+                    f"no bound of the cascade can carry this network: {'; '.join(refused.values())}"
+                )
+            without = "".join(f"; {bound.value} left out: {why}" for bound, why in refused.items())
             for row in outcome.left().tolist():
-                without = f"; not tried: {', '.join(refused)}" if refused else ""
                 outcome.reason[row] = f"no bound proves a margin above 0{without}"
             outcome.verdicts()
             return outcome
@@ -79,7 +87,11 @@ def _apply_attack(
     began = time.perf_counter()
     index = torch.arange(len(y)) if index is None else index
     x_adv = attack(model, x[rows], y[rows], ball, index.cpu()[rows.cpu()]).x_adv
-    broken = ~correct(model(x_adv), y[rows]) & ball.contains(x_adv, x[rows])
+    logits: Tensor = model(x_adv)
+    inside = ball.contains(x_adv, x[rows])
+    broken = ~correct(logits, y[rows]) & inside
+    seen = worst_margin(logit_margins(logits, y[rows]), y[rows])
+    outcome.least[rows] = torch.where(inside, torch.fmin(outcome.least[rows], seen), outcome.least[rows])
     outcome.falsified[rows] = broken
     outcome.x_adv[rows[broken]] = x_adv[broken]
     outcome.seconds[rows.cpu()] += (time.perf_counter() - began) / len(rows)

@@ -8,7 +8,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.base import check_inputs, check_labels, checked_logits
+from robustkit.attacks.base import check_inputs, check_labels, checked_logits, evaluating
 from robustkit.data import Split
 from robustkit.results import Subject, evaluation_table
 from robustkit.threat import LinfBall
@@ -22,7 +22,7 @@ def verify_batches(
 
     Args:
         verifier: the verifier.
-        model: in eval mode, on the device of the samples.
+        model: in any mode, on the device of the samples.
         split: the samples.
         ball: the ball around each.
         subject: which network, on what: the part of a row that all share.
@@ -40,14 +40,16 @@ def verify_batches(
     """
     if not len(split):
         return
-    verify = verifier.prepare(model, split.x[:1])
+    with evaluating(model):
+        verify = verifier.prepare(model, split.x[:1])
     for first in range(0, len(split), batch_size):
         part = slice(first, first + batch_size)
         x, y, index = split.x[part], split.y[part], split.index[part]
         check_inputs(x, y, ball)
-        with torch.no_grad():
-            check_labels(y, checked_logits(model, x).shape[1])
-        outcome = verify(x, y, ball, index)
+        with evaluating(model):
+            with torch.no_grad():
+                check_labels(y, checked_logits(model, x).shape[1])
+            outcome = verify(x, y, ball, index)
         rows = evaluation_table(
             subject,
             "verify",
