@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import tomllib
 import types
 import typing
@@ -37,6 +38,9 @@ class DataConfig:
     download: bool = False
     train_n: int | None = None
     val_n: int = 500
+
+    def __post_init__(self) -> None:
+        _check(self.val_n >= 0, "data.val_n", "at least 0", self.val_n)
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _check(self.epochs >= 1, "train.epochs", "at least 1", self.epochs)
         _check(self.batch_size >= 1, "train.batch_size", "at least 1", self.batch_size)
-        _check(self.lr > 0, "train.lr", "above 0", self.lr)
+        _check(0.0 < self.lr < math.inf, "train.lr", "above 0 and finite", self.lr)
+        _check(0.0 <= self.weight_decay < math.inf, "train.weight_decay", "at least 0", self.weight_decay)
+        _check(self.clip >= 0.0, "train.clip", "at least 0", self.clip)
         ordered = 0.0 <= self.ramp_start <= self.ramp_end <= 1.0
         _check(ordered, "train.ramp_start, train.ramp_end", "0 <= start <= end <= 1", (self.ramp_start, self.ramp_end))
 
@@ -136,6 +142,9 @@ class Config:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     seed: int = 0
     deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.seed < 2**63, "seed", "in [0, 2**63)", self.seed)
 
 
 def configuration(*layers: Mapping[str, Any]) -> Config:
@@ -283,7 +292,7 @@ def plain(config: Any) -> Any:
 
 def digest(values: Any) -> str:
     """Give eight hexadecimal digits that change whenever a configuration does."""
-    return hashlib.sha256(json.dumps(plain(values), sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(plain(values), sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:

@@ -62,8 +62,8 @@ def load_experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Ex
         raise UsageError(f"{unknown_name('preset', name, preset_names())}; or give the path of a .toml file")
     runs = table.pop("runs", [{}])
     title = str(table.pop("title", path.stem))
-    if not isinstance(runs, list) or not runs:
-        raise UsageError(f"expected at least one [[runs]] table in {name}, got none; add one for each network")
+    if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):
+        raise UsageError(f"expected at least one [[runs]] table in {name}, got {runs!r}; add one for each network")
     configs = [configuration(table, run, overrides or {}) for run in runs]
     if len(set(map(repr, configs))) < len(configs):
         raise UsageError(f"expected runs that differ in {name}, got two alike; remove one or change its seed")

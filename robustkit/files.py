@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from robustkit.errors import RobustkitError
 
 
-@contextmanager
+@contextlib.contextmanager
 def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that takes the place of ``path`` only once it is written whole and lies on the disk.
 
@@ -44,7 +44,8 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # after a success there is none; a lost disk has been reported already
+            temporary.unlink()
 
 
 def _cannot_write(path: Path, error: OSError) -> RobustkitError:

@@ -38,7 +38,7 @@ class PGDTraining:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise UsageError(f"expected steps of at least 1, got {self.steps}")
-        if self.rel_step_size < 0:
+        if not self.rel_step_size >= 0:
             raise UsageError(f"expected rel_step_size of at least 0, got {self.rel_step_size}")
 
     @property

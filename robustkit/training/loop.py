@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from robustkit.data import Dataset, Split
-from robustkit.errors import RobustkitError, UsageError
+from robustkit.errors import RobustkitError, UnsupportedLayerError, UsageError
 from robustkit.files import replacing
 from robustkit.margins import certified, correct
 from robustkit.progress import Reporter, working
@@ -116,7 +116,7 @@ class _Loop:
         )
         model.eval()
         if method.validation_bound is not None:  # an unsupported layer shows here, not after an hour
-            self.verified_fraction(LinfBall(0.0), Split(val.x[:1], val.y[:1], val.index[:1]))
+            self.verified_fraction(LinfBall(0.0), data.take(1))
 
     def epoch(self, epoch: int, history: list[EpochMetrics], reporter: Reporter) -> EpochMetrics:
         """Take one pass over the training set and measure what came of it."""
@@ -131,14 +131,17 @@ class _Loop:
             ball = LinfBall(plan.ramp.eps(now))
             moment = Moment(ball, weight, self.generator, epoch * self.steps_per_epoch + step)
             chosen = order[step * plan.batch_size : (step + 1) * plan.batch_size]
-            total += self.step(self.data.x[chosen], self.data.y[chosen], moment)
+            try:
+                total += self.step(self.data.x[chosen], self.data.y[chosen], moment)
+            except (UnsupportedLayerError, UsageError):
+                raise
+            except (FloatingPointError, RobustkitError) as error:
+                raise RobustkitError(
+                    f"training fails in epoch {epoch + 1}: {error}; lower train.lr or train.clip, or lengthen the eps "
+                    "ramp (train.ramp_end)"
+                ) from error
             reporter.advance(note=f"epoch {epoch + 1}/{plan.epochs} eps {ball.eps:.3g}")
         loss = total.item() / self.steps_per_epoch
-        if not math.isfinite(loss):
-            raise RobustkitError(
-                f"the loss is no longer finite in epoch {epoch + 1} ({loss}); lower train.lr or train.clip, or "
-                "lengthen the eps ramp (train.ramp_end)"
-            )
         seconds = time.perf_counter() - began
         self.model.eval()
         ball = LinfBall(plan.ramp.eps(epoch + 1))
@@ -154,26 +157,35 @@ class _Loop:
         )
 
     def step(self, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
-        """Take one step and give its loss, detached."""
+        """Take one step and give its loss, detached.
+
+        Raises:
+            FloatingPointError: the loss or its gradient is not finite; the weights are left as they were.
+        """
         loss = self.method.loss(self.trainee, x, y, moment)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        if self.plan.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip or math.inf)
+        if not bool(torch.isfinite(loss.detach() + norm)):  # weights that are NaN would fail elsewhere, by another name
+            raise FloatingPointError(
+                f"the loss is no longer finite (loss {loss.item():.4g}, norm of its gradient {norm.item():.4g})"
+            )
         self.optimizer.step()
         self.schedule.step()
         return loss.detach()
 
     @torch.no_grad()
     def clean_fraction(self) -> float:
-        """Give the clean accuracy on the validation split."""
+        """Give the clean accuracy on the validation split; NaN where that is empty."""
+        if not len(self.val):
+            return math.nan
         return correct(self.model(self.val.x), self.val.y).double().mean().item()
 
     @torch.no_grad()
     def verified_fraction(self, ball: LinfBall, split: Split) -> float:
-        """Give the verified accuracy on a split by the method's own bound; NaN where it has none."""
+        """Give the verified accuracy on a split by the method's own bound; NaN where there is none, or no sample."""
         bound = self.method.validation_bound
-        if bound is None:
+        if bound is None or not len(split):
             return math.nan
         parts = zip(torch.split(split.x, 50), torch.split(split.y, 50), strict=True)
         sure = [certified(self.trainee.bounds.lower_margins(x, y, ball, bound), y) for x, y in parts]
@@ -206,6 +218,8 @@ class _Loop:
             self.generator.set_state(state["generator"])
             torch.set_rng_state(state["torch"])
             history: list[EpochMetrics] = state["history"]
+            if [one["epoch"] for one in history] != list(range(1, len(history) + 1)):
+                raise ValueError("epochs are missing")
         except Exception as error:
             raise RobustkitError(
                 f"cannot resume from {path} ({type(error).__name__}); delete it to train from the start"

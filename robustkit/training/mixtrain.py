@@ -55,6 +55,15 @@ class MixTrain:
             raise UsageError(f"expected k of at least 1, got {self.k}")
         if not 0.0 <= self.mixing <= 1.0:
             raise UsageError(f"expected mixing in [0, 1], got {self.mixing}")
+        if not 0.0 <= self.clean_floor <= 1.0:
+            raise UsageError(f"expected clean_floor in [0, 1], got {self.clean_floor}")
+        if not self.gain >= 0.0:
+            raise UsageError(f"expected gain of at least 0, got {self.gain}")
+        if not 0.0 <= self.min_weight <= self.initial_weight <= self.max_weight:
+            raise UsageError(
+                "expected 0 <= min_weight <= initial_weight <= max_weight, "
+                f"got {self.min_weight}, {self.initial_weight}, {self.max_weight}"
+            )
 
     @property
     def validation_bound(self) -> BoundMethod | None:

@@ -39,7 +39,9 @@ class EpsRamp:
         """Give the share of the target reached at an epoch, in [0, 1]; ``time`` counts epochs and may be fractional."""
         if time >= self.end:
             return 1.0
-        return max(0.0, (time - self.start) / (self.end - self.start))
+        if time <= self.start:
+            return 0.0
+        return (time - self.start) / (self.end - self.start)
 
     def eps(self, time: float) -> float:
         """Give the radius at an epoch."""

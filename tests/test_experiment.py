@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import pytest
+
+from robustkit.attacks import make_attack
+from robustkit.errors import RobustkitError, UsageError
+from robustkit.experiment import DEFAULT_PRESET, load_experiment, preset_names
+from robustkit.models import ARCHITECTURES
+from robustkit.training import make_method
+from robustkit.verifiers import make_verifier
+
+
+def experiment_file(folder: Path, text: str) -> str:
+    path = folder / "mine.toml"
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_and_names_only_what_exists(name: str) -> None:
+    experiment = load_experiment(name)
+    assert experiment.name == name
+    assert experiment.title
+    assert len(experiment.configs) >= 2
+    for config in experiment.configs:
+        make_method(config.train.method, config.train.options.get(config.train.method))
+        for attack in config.attack.methods:
+            make_attack(attack, config.attack.options.get(attack))
+        for verifier in config.verify.methods:
+            make_verifier(verifier, config.verify.options.get(verifier))
+        for method, options in config.train.options.items():
+            make_method(method, options)
+        assert config.model.name in {"", *ARCHITECTURES}
+
+
+def test_the_default_preset_ships() -> None:
+    assert DEFAULT_PRESET in preset_names()
+
+
+def test_an_unknown_preset_offers_the_nearest() -> None:
+    with pytest.raises(UsageError, match=r"unknown preset 'digit'; did you mean digits\?; or give the path of a .toml"):
+        load_experiment("digit")
+
+
+def test_a_file_of_ones_own(tmp_path: Path) -> None:
+    text = 'title = "Mine"\nseed = 4\n[train]\neps = "8/255"\n[[runs]]\n[[runs]]\ntrain = { method = "ibp" }\n'
+    experiment = load_experiment(experiment_file(tmp_path, text))
+    assert (experiment.name, experiment.title) == ("mine", "Mine")
+    assert [config.train.method for config in experiment.configs] == ["mixtrain", "ibp"]
+    assert {(config.seed, config.train.eps) for config in experiment.configs} == {(4, 8 / 255)}
+
+
+def test_a_file_without_runs_is_one_run_named_by_the_file(tmp_path: Path) -> None:
+    experiment = load_experiment(experiment_file(tmp_path, "seed = 4\n"))
+    assert experiment.title == "mine"
+    assert [config.seed for config in experiment.configs] == [4]
+
+
+def test_overrides_lie_over_every_run() -> None:
+    experiment = load_experiment("digits", {"train": {"epochs": 1}, "seed": 9})
+    assert {(config.train.epochs, config.seed) for config in experiment.configs} == {(1, 9)}
+    assert len({config.train.method for config in experiment.configs}) == len(experiment.configs)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("runs = []\n", r"expected at least one \[\[runs\]\] table in .*mine.toml"),
+        ("runs = 3\n", r"at least one \[\[runs\]\] table .*got 3"),
+        ("runs = [1, 2]\n", r"at least one \[\[runs\]\] table .*got \[1, 2\]"),
+        ("[runs]\nseed = 1\n", r"at least one \[\[runs\]\] table"),
+        ("[[runs]]\n[[runs]]\n", "expected runs that differ in .*, got two alike"),
+        ("[[runs]]\nsede = 1\n", "unknown option of the configuration 'sede'; did you mean seed"),
+        ("[train]\nepochs = 'many'\n", "expected train.epochs as int, got 'many'"),
+        ("title = \n", "not valid TOML"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_experiment(experiment_file(tmp_path, text))
+
+
+def test_overrides_that_make_runs_alike_are_refused() -> None:
+    with pytest.raises(UsageError, match="got two alike"):
+        load_experiment("digits", {"train": {"method": "natural"}})
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RobustkitError, match=r"expected an experiment file at .*none\.toml"):
+        load_experiment(str(tmp_path / "none.toml"))

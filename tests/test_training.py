@@ -1,0 +1,554 @@
+import copy
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import networks
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustkit.attacks import PGD, AttackResult
+from robustkit.bounds import BoundedNetwork, BoundMethod
+from robustkit.data import Dataset, Split
+from robustkit.errors import RobustkitError, UnsupportedLayerError, UsageError
+from robustkit.margins import robust_loss
+from robustkit.progress import Silent
+from robustkit.threat import LinfBall
+from robustkit.training import (
+    METHODS,
+    STATE_FILE,
+    EpochMetrics,
+    EpsRamp,
+    Moment,
+    Plan,
+    Trainee,
+    TrainingMethod,
+    make_method,
+    train,
+)
+from robustkit.training.adversarial import PGDTraining
+from robustkit.training.ibp import IBP
+from robustkit.training.mixtrain import MixTrain
+from robustkit.training.natural import Natural
+
+FAST: list[TrainingMethod] = [
+    Natural(),
+    PGDTraining(steps=3),
+    IBP(),
+    MixTrain(k=3, schedule="adaptive", clean_floor=0.5),
+    MixTrain(k=2, bound="crown-ibp"),
+]
+PLAN = Plan(
+    epochs=3,
+    batch_size=10,
+    lr=3e-2,
+    lr_schedule="cosine",
+    weight_decay=1e-4,
+    clip=10.0,
+    ramp=EpsRamp(0.05, 0.0, 2.0),
+    val_n=8,
+    seed=5,
+)
+
+
+def split(count: int, seed: int) -> Split:
+    """Images of four classes: one quadrant is bright."""
+    draw = torch.Generator().manual_seed(seed)
+    x, y = 0.5 * torch.rand(count, 1, 6, 6, generator=draw), torch.arange(count) % 4
+    for image, label in zip(x, y.tolist(), strict=True):
+        row, column = 3 * (label // 2), 3 * (label % 2)
+        image[0, row : row + 3, column : column + 3] += 0.4
+    return Split(x, y, torch.arange(count))
+
+
+def dataset(val: int = 12) -> Dataset:
+    parts = split(48, 1), split(val, 2), split(8, 3)
+    return Dataset("quadrants", 4, ("a", "b", "c", "d"), *parts, "mlp", 0.05, (0.0,), (1.0,))
+
+
+def fit(
+    folder: Path, method: TrainingMethod, *, model: nn.Module | None = None, data: Dataset | None = None, **changes: Any
+) -> tuple[nn.Module, list[EpochMetrics]]:
+    model = networks.make("mlp") if model is None else model
+    history = train(model, data or dataset(), method, replace(PLAN, **changes), folder=folder, reporter=Silent())
+    return model, history
+
+
+def moment(eps: float = 0.05, weight: float = 0.3, seed: int = 7) -> Moment:
+    return Moment(LinfBall(eps), weight, torch.Generator().manual_seed(seed), 0)
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    part = split(12, 4)
+    return part.x, part.y
+
+
+def without_seconds(history: Sequence[EpochMetrics]) -> list[list[float]]:
+    """Every figure but the time; NaN, which equals nothing, becomes -1."""
+    rows = [[one[name] for name in EpochMetrics.__annotations__ if name != "seconds"] for one in history]  # type: ignore[literal-required]
+    return [[-1.0 if math.isnan(figure) else figure for figure in row] for row in rows]
+
+
+def weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+
+def assert_same(one: nn.Module, other: nn.Module) -> None:
+    for name, value in other.state_dict().items():
+        assert torch.equal(one.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("method", FAST, ids=repr)
+def test_every_method_lowers_its_own_loss_and_leaves_the_network_in_eval_mode(
+    method: TrainingMethod, tmp_path: Path
+) -> None:
+    model = networks.make("mlp")
+    x, y = batch()
+
+    def loss() -> float:
+        return method.loss(Trainee(model, x[:1]), x, y, moment()).item()
+
+    before = loss()
+    _, history = fit(tmp_path, method, model=model, epochs=6)
+    assert not model.training
+    assert loss() < 0.8 * before
+    assert [one["epoch"] for one in history] == [1, 2, 3, 4, 5, 6]
+    assert history[-1]["val_clean"] > 0.9
+    assert all(math.isnan(one["val_vra"]) == (method.validation_bound is None) for one in history)
+    assert history[-1]["lr"] == pytest.approx(0.0, abs=1e-9)
+    assert [one["eps"] for one in history] == pytest.approx([0.025, 0.05, 0.05, 0.05, 0.05, 0.05])
+
+
+def test_natural_loss_is_the_cross_entropy() -> None:
+    model, (x, y) = networks.make("mlp").train(), batch()
+    loss = Natural().loss(Trainee(model, x[:1]), x, y, moment())
+    assert loss.item() == functional.cross_entropy(model(x), y).item()
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_ibp_loss_mixes_natural_and_robust_loss_by_kappa(weight: float) -> None:
+    model, (x, y) = networks.make("conv").train(), batch()
+    loss = IBP().loss(Trainee(model, x[:1]), x, y, moment(weight=weight))
+    margins = BoundedNetwork(model, x[:1]).lower_margins(x, y, LinfBall(0.05), BoundMethod.IBP)
+    natural, robust = functional.cross_entropy(model(x), y), functional.cross_entropy(-margins, y)
+    assert robust > natural
+    torch.testing.assert_close(loss, (1 - weight) * natural + weight * robust)
+
+
+def test_kappa_falls_with_the_ramp() -> None:
+    ramp = EpsRamp(0.1, 1.0, 3.0)
+    assert [IBP(kappa_end=0.5).weight(ramp, time, []) for time in (0.0, 1.0, 2.0, 3.0, 9.0)] == [0, 0, 0.25, 0.5, 0.5]
+    assert IBP(kappa_end=0.0).weight(ramp, 3.0, []) == 1.0
+
+
+@pytest.mark.parametrize("bound", ["symbolic", "ibp", "crown-ibp", "crown"])
+def test_mixtrain_loss_adds_the_robust_loss_of_the_drawn_rows(bound: Any) -> None:
+    model, (x, y) = networks.make("conv").train(), batch()
+    loss = MixTrain(k=3, mixing=1.0, bound=bound).loss(Trainee(model, x[:1]), x, y, moment(weight=0.7))
+    draw = torch.Generator().manual_seed(7)
+    torch.rand((), generator=draw)
+    few = torch.randint(12, (3,), generator=draw)
+    margins = BoundedNetwork(model, x[:1]).lower_margins(x[few], y[few], LinfBall(0.05), BoundMethod(bound))
+    torch.testing.assert_close(loss, functional.cross_entropy(model(x), y) + 0.7 * robust_loss(margins, y[few]))
+
+
+def test_mixtrain_without_mixing_is_natural() -> None:
+    model, (x, y) = networks.make("mlp").train(), batch()
+    loss = MixTrain(mixing=0.0).loss(Trainee(model, x[:1]), x, y, moment())
+    assert loss.item() == functional.cross_entropy(model(x), y).item()
+
+
+def test_mixtrain_mixes_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def margins(self: BoundedNetwork, x: Tensor, y: Tensor, ball: LinfBall, bound: BoundMethod) -> Tensor:
+        drawn.append(len(y))
+        return torch.zeros(len(y), 4)
+
+    monkeypatch.setattr(BoundedNetwork, "lower_margins", margins)
+    model, (x, y) = networks.make("mlp"), batch()
+    trainee, now = Trainee(model, x[:1]), moment()
+    for _ in range(200):
+        MixTrain(k=20, mixing=0.8).loss(trainee, x, y, now)
+    assert 140 <= len(drawn) <= 180
+    assert set(drawn) == {12}, "no more rows than the batch holds"
+
+
+def test_mixtrain_follows_the_schedule_it_is_told() -> None:
+    ramp = EpsRamp(0.1, 0.0, 2.0)
+    published = MixTrain()
+    given = [published.weight(ramp, time, []) for time in (0.0, 6.9, 7.0, 12.5)]
+    assert given == pytest.approx([0.1, 0.1, 0.25, 0.625])
+    assert MixTrain(schedule="adaptive", initial_weight=0.7).weight(ramp, 0.0, []) == 0.7
+
+
+@pytest.mark.parametrize("method", FAST, ids=repr)
+@pytest.mark.parametrize("kind", ["conv", "residual", "batch_norm"])
+def test_the_gradient_reaches_every_parameter(method: TrainingMethod, kind: str) -> None:
+    model, (x, y) = networks.make(kind).train(), batch()
+    method.loss(Trainee(model, x[:1]), x, y, moment()).backward()  # type: ignore[no-untyped-call]
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+
+
+@pytest.mark.parametrize("method", [*FAST, MixTrain(mixing=1.0), MixTrain(mixing=0.0)], ids=repr)
+def test_running_statistics_move_once_a_step_by_the_clean_batch(method: TrainingMethod) -> None:
+    model, (x, y) = networks.make("batch_norm").train(), batch()
+    if isinstance(method, PGDTraining):
+        method, now = replace(method, steps=1), moment(eps=0.0)
+    else:
+        now = moment()
+    expected = copy.deepcopy(model)
+    expected(x)
+    method.loss(Trainee(model, x[:1]), x, y, now)
+    for place in (1, 5):
+        torch.testing.assert_close(model[place].running_mean, expected[place].running_mean)
+        torch.testing.assert_close(model[place].running_var, expected[place].running_var)
+
+
+@pytest.mark.parametrize("method", [IBP(), MixTrain(k=3, mixing=1.0)], ids=repr)
+def test_a_network_with_batch_norm_trains(method: TrainingMethod, tmp_path: Path) -> None:
+    _, history = fit(tmp_path, method, model=networks.make("batch_norm"), epochs=8, ramp=EpsRamp(0.02, 0.0, 4.0))
+    assert history[-1]["val_clean"] > 0.9
+    assert history[-1]["val_vra"] > 0.5
+
+
+@pytest.mark.parametrize("method", FAST, ids=repr)
+def test_eps_zero_is_an_ordinary_phase(method: TrainingMethod, tmp_path: Path) -> None:
+    _, history = fit(tmp_path, method, ramp=EpsRamp(0.05, 2.0, 3.0), epochs=2)
+    assert [one["eps"] for one in history] == [0.0, 0.0]
+    assert history[1]["loss"] < history[0]["loss"]
+    if method.validation_bound is not None:
+        assert history[1]["val_vra"] == pytest.approx(history[1]["val_clean"])
+
+
+def test_without_a_ramp_the_first_step_has_the_whole_ball(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spy_on_pgd(monkeypatch)
+    fit(tmp_path, PGDTraining(steps=1), ramp=EpsRamp(0.05, 0.0, 0.0), epochs=1)
+    assert [one[1].eps for one in seen] == [0.05] * 4
+
+
+def spy_on_pgd(monkeypatch: pytest.MonkeyPatch) -> list[tuple[PGD, LinfBall, Tensor, Tensor, bool]]:
+    seen: list[tuple[PGD, LinfBall, Tensor, Tensor, bool]] = []
+    original: Callable[..., AttackResult] = PGD.__call__
+
+    def call(self: PGD, model: nn.Module, x: Tensor, y: Tensor, ball: LinfBall, *rest: Any) -> AttackResult:
+        before = [None if one.grad is None else one.grad.clone() for one in model.parameters()]
+        result = original(self, model, x, y, ball, *rest)
+        for parameter, old in zip(model.parameters(), before, strict=True):
+            assert parameter.grad is old is None or torch.equal(parameter.grad, old), "the attack leaves no gradients"
+        seen.append((self, ball, x, result.x_adv, model.training))
+        return result
+
+    monkeypatch.setattr(PGD, "__call__", call)
+    return seen
+
+
+def test_pgd_training_attacks_in_the_ball_of_the_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spy_on_pgd(monkeypatch)
+    fit(tmp_path, PGDTraining(steps=3), epochs=3)
+    radii = [ball.eps for _, ball, *_ in seen]
+    # eps grows by 1/8 of the target in each of four steps an epoch; the step at eps 0 is not attacked
+    assert radii == pytest.approx([0.05 * min(step / 8, 1.0) for step in range(1, 12)])
+    assert all(training for *_, training in seen), "the network is back in train mode"
+    assert all(ball.contains(x_adv, x).all() for _, ball, x, x_adv, _ in seen)
+    assert all(not torch.equal(x_adv, x) for _, _, x, x_adv, _ in seen)
+    assert len({attack.seed for attack, *_ in seen}) == len(seen), "each batch has starts of its own"
+    assert all(attack.steps == 3 and attack.rel_step_size == pytest.approx(2.5 / 3) for attack, *_ in seen)
+
+
+def test_pgd_training_minimises_the_loss_at_the_attacked_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = spy_on_pgd(monkeypatch)
+    model, (x, y) = networks.make("mlp").train(), batch()
+    loss = PGDTraining(steps=5, rel_step_size=0.4).loss(Trainee(model, x[:1]), x, y, moment())
+    attack, _, _, x_adv, _ = seen[0]
+    assert attack.rel_step_size == 0.4
+    assert loss.item() == functional.cross_entropy(model(x_adv), y).item()
+    assert loss > functional.cross_entropy(model(x), y)
+
+
+@pytest.mark.parametrize("stop", [1, 2])
+@pytest.mark.parametrize("method", FAST, ids=repr)
+def test_training_that_was_interrupted_goes_on_bit_by_bit(method: TrainingMethod, stop: int, tmp_path: Path) -> None:
+    kind = "batch_norm" if isinstance(method, IBP | Natural) else "mlp"
+    whole, history = fit(tmp_path / "whole", method, model=networks.make(kind))
+
+    def record(so_far: list[EpochMetrics]) -> None:
+        if len(so_far) == stop:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(networks.make(kind), dataset(), method, PLAN, folder=tmp_path / "a", reporter=Silent(), record=record)
+    torch.manual_seed(99)  # a new process draws from somewhere else
+    fresh = networks.make(kind, seed=8)
+    resumed, again = fit(tmp_path / "a", method, model=fresh)
+    assert_same(resumed, whole)
+    assert without_seconds(again) == without_seconds(history)
+
+
+class StopAt(Silent):
+    """A reporter that is interrupted in the middle of an epoch."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+        self.started: list[tuple[str, int, int]] = []
+        self.finished = 0
+
+    def start(self, label: str, total: int, done: int = 0) -> None:
+        self.started.append((label, total, done))
+
+    def advance(self, units: int = 1, note: str = "") -> None:
+        self.left -= units
+        if self.left == 0:
+            raise KeyboardInterrupt
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@pytest.mark.parametrize("method", FAST, ids=repr)
+def test_training_that_was_interrupted_within_an_epoch_repeats_it(method: TrainingMethod, tmp_path: Path) -> None:
+    whole, history = fit(tmp_path / "whole", method)
+    reporter = StopAt(step=6)
+    with pytest.raises(KeyboardInterrupt):
+        train(networks.make("mlp"), dataset(), method, PLAN, folder=tmp_path / "a", reporter=reporter)
+    assert reporter.finished == 1
+    going_on = StopAt(step=-1)
+    resumed = networks.make("mlp")
+    again = train(resumed, dataset(), method, PLAN, folder=tmp_path / "a", reporter=going_on)
+    assert going_on.started == [(f"train {method.name}", 12, 4)]
+    assert_same(resumed, whole)
+    assert without_seconds(again) == without_seconds(history)
+
+
+def test_dropout_is_resumed_too(tmp_path: Path) -> None:
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 8), nn.ReLU(), nn.Dropout(0.5), nn.Linear(8, 4))
+
+    start = weights(model())
+    made = [model(), model()]
+    for one in made:
+        one.load_state_dict(start)
+    torch.manual_seed(3)
+    fit(tmp_path / "whole", Natural(), model=made[0])
+    torch.manual_seed(3)
+    with pytest.raises(KeyboardInterrupt):
+        train(made[1], dataset(), Natural(), PLAN, folder=tmp_path / "a", reporter=StopAt(9))
+    resumed, _ = fit(tmp_path / "a", Natural(), model=model())
+    assert_same(resumed, made[0])
+
+
+def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
+    first, history = fit(tmp_path, Natural())
+    again, same = fit(tmp_path, Natural(), model=networks.make("mlp", seed=3))
+    assert_same(again, first)
+    assert without_seconds(same) == without_seconds(history)
+    assert not again.training
+
+
+def test_record_is_given_every_finished_epoch(tmp_path: Path) -> None:
+    seen: list[int] = []
+    model = networks.make("mlp")
+    train(
+        model,
+        dataset(),
+        Natural(),
+        PLAN,
+        folder=tmp_path,
+        reporter=Silent(),
+        record=lambda history: seen.append(len(history)),
+    )
+    assert seen == [1, 2, 3]
+
+
+def test_the_state_holds_nothing_but_plain_values_and_tensors(tmp_path: Path) -> None:
+    fit(tmp_path, Natural())
+    state = torch.load(tmp_path / STATE_FILE, weights_only=True)
+    assert [one["epoch"] for one in state["history"]] == [1, 2, 3]
+    assert list(tmp_path.iterdir()) == [tmp_path / STATE_FILE]
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def of_a_list(path: Path) -> None:
+    torch.save([1, 2], path)
+
+
+def of_another_network(path: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    state["model"] = networks.make("conv").state_dict()
+    torch.save(state, path)
+
+
+def without_history(path: Path) -> None:
+    state = torch.load(path, weights_only=True)
+    torch.save({**state, "history": 3}, path)
+
+
+@pytest.mark.parametrize("spoil", [truncated, empty, of_a_list, of_another_network, without_history])
+def test_a_state_that_cannot_be_resumed_is_a_clear_error(spoil: Callable[[Path], None], tmp_path: Path) -> None:
+    fit(tmp_path, Natural(), epochs=1)
+    spoil(tmp_path / STATE_FILE)
+    with pytest.raises(RobustkitError, match=r"cannot resume from .*training\.pt .*delete it to train from the start"):
+        fit(tmp_path, Natural())
+
+
+@dataclass(frozen=True)
+class Diverging:
+    """Fails in the second epoch: its loss is NaN, or only the gradient of its loss."""
+
+    name: ClassVar[str] = "diverging"
+    gradient_only: bool = False
+
+    @property
+    def validation_bound(self) -> BoundMethod | None:
+        return None
+
+    def weight(self, ramp: EpsRamp, time: float, history: Sequence[EpochMetrics]) -> float:
+        return 0.0
+
+    def loss(self, trainee: Trainee, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
+        loss: Tensor = functional.cross_entropy(trainee.model(x), y)
+        if moment.step < 5:
+            return loss
+        return loss + (0.0 * loss.detach() - loss + loss.detach()).sqrt() if self.gradient_only else loss * math.nan
+
+
+@pytest.mark.parametrize("gradient_only", [False, True])
+def test_a_loss_that_is_not_finite_names_its_epoch(gradient_only: bool, tmp_path: Path) -> None:
+    model = networks.make("mlp")
+    message = r"training fails in epoch 2: the loss is no longer finite .*; lower train.lr"
+    with pytest.raises(RobustkitError, match=message):
+        fit(tmp_path, Diverging(gradient_only), model=model)
+    assert all(torch.isfinite(one).all() for one in model.parameters())
+    assert len(torch.load(tmp_path / STATE_FILE, weights_only=True)["history"]) == 1
+
+
+@pytest.mark.parametrize("method", FAST, ids=repr)
+def test_weights_that_overflow_name_the_epoch_by_every_method(method: TrainingMethod, tmp_path: Path) -> None:
+    with pytest.raises(RobustkitError, match=r"training fails in epoch 1: .*; lower train\.lr"):
+        fit(tmp_path, method, lr=1e30, ramp=EpsRamp(0.05, 0.0, 0.0), clip=0.0)
+
+
+def test_a_batch_larger_than_the_training_set_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="expected batch_size at most the 48 training samples, got 49"):
+        fit(tmp_path, Natural(), batch_size=49)
+    _, history = fit(tmp_path, Natural(), batch_size=48)
+    assert len(history) == 3
+
+
+def test_what_does_not_fill_a_batch_is_left_out(tmp_path: Path) -> None:
+    sizes: list[int] = []
+    model = networks.make("mlp")
+    model.register_forward_pre_hook(lambda module, given: sizes.append(len(given[0])) if module.training else None)
+    fit(tmp_path, Natural(), model=model, epochs=1)
+    assert sizes == [10, 10, 10, 10]
+
+
+def pooling() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(18, 4))
+
+
+@pytest.mark.parametrize("val", [12, 0])
+@pytest.mark.parametrize("method", [IBP(), MixTrain()], ids=repr)
+def test_a_layer_without_bounds_is_refused_before_the_first_step(
+    method: TrainingMethod, val: int, tmp_path: Path
+) -> None:
+    model = pooling()
+    before = weights(model)
+    with pytest.raises(UnsupportedLayerError, match="cannot bound MaxPool2d at '2'"):
+        fit(tmp_path, method, model=model, data=dataset(val))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", [Natural(), PGDTraining(steps=1)], ids=repr)
+def test_a_layer_without_bounds_trains_where_none_are_asked_for(method: TrainingMethod, tmp_path: Path) -> None:
+    _, history = fit(tmp_path, method, model=pooling())
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+@pytest.mark.parametrize("method", [Natural(), PGDTraining(steps=2), IBP(), MixTrain(k=2)], ids=repr)
+def test_validation_does_not_disturb_training(method: TrainingMethod, tmp_path: Path) -> None:
+    made = [
+        fit(tmp_path / str(val_n), method, model=networks.make("batch_norm"), epochs=2, val_n=val_n)
+        for val_n in (0, 3, 12)
+    ]
+    for model, _ in made[1:]:
+        assert_same(model, made[0][0])
+
+
+@pytest.mark.parametrize("method", FAST, ids=repr)
+def test_an_empty_validation_split_gives_figures_that_are_nan(method: TrainingMethod, tmp_path: Path) -> None:
+    _, history = fit(tmp_path, method, data=dataset(val=0), epochs=2)
+    assert all(math.isnan(one["val_clean"]) and math.isnan(one["val_vra"]) for one in history)
+
+
+def test_validation_figures_are_those_of_the_network(tmp_path: Path) -> None:
+    model, history = fit(tmp_path, IBP(), val_n=7)
+    val = dataset().val.take(7)
+    with torch.no_grad():
+        clean = (model(val.x).argmax(dim=1) == val.y).double().mean().item()
+    margins = BoundedNetwork(model, val.x[:1]).lower_margins(val.x, val.y, LinfBall(0.05), BoundMethod.IBP).detach()
+    others = margins.masked_fill(functional.one_hot(val.y, 4).bool(), torch.inf)
+    assert history[-1]["val_clean"] == pytest.approx(clean)
+    assert history[-1]["val_vra"] == pytest.approx((others > 0).all(dim=1).double().mean().item())
+
+
+def test_a_seed_decides_everything(tmp_path: Path) -> None:
+    method = MixTrain(k=2)
+    one, other, third = (
+        fit(tmp_path / name, method, epochs=1, seed=seed)[0] for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert_same(one, other)
+    assert not torch.equal(one.state_dict()["1.weight"], third.state_dict()["1.weight"])
+
+
+def test_the_learning_rate_follows_its_schedule(tmp_path: Path) -> None:
+    _, constant = fit(tmp_path / "a", Natural(), lr_schedule="constant", lr=0.01)
+    assert [one["lr"] for one in constant] == [0.01] * 3
+    _, cosine = fit(tmp_path / "b", Natural(), lr=0.01)
+    expected = [0.005 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (1, 2, 3)]
+    assert [one["lr"] for one in cosine] == pytest.approx(expected)
+
+
+def test_every_method_is_made_by_its_name() -> None:
+    assert {name: make_method(name).name for name in METHODS} == {name: name for name in METHODS}
+    assert make_method("mixtrain", {"k": 1, "bound": "ibp"}) == MixTrain(k=1, bound="ibp")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("mixtran", {}, "unknown training method 'mixtran'; did you mean mixtrain?"),
+        ("ibp", {"kapa_end": 1}, "unknown option of train.options.ibp 'kapa_end'; did you mean kappa_end?"),
+        ("natural", {"k": 1}, "unknown option of train.options.natural 'k'"),
+        ("ibp", {"kappa_end": 1.5}, "expected kappa_end in [0, 1], got 1.5"),
+        ("pgd", {"steps": 0}, "expected steps of at least 1, got 0"),
+        ("pgd", {"rel_step_size": -1}, "expected rel_step_size of at least 0, got -1"),
+        ("pgd", {"rel_step_size": math.nan}, "expected rel_step_size of at least 0, got nan"),
+        ("mixtrain", {"k": 0}, "expected k of at least 1, got 0"),
+        ("mixtrain", {"mixing": 2}, "expected mixing in [0, 1], got 2"),
+        ("mixtrain", {"bound": "crwn"}, "did you mean crown"),
+        ("mixtrain", {"schedule": "adaptative"}, "did you mean adaptive?"),
+        ("mixtrain", {"clean_floor": 90}, "expected clean_floor in [0, 1], got 90"),
+        ("mixtrain", {"gain": -1}, "expected gain of at least 0"),
+        ("mixtrain", {"min_weight": 2.0}, "expected 0 <= min_weight <= initial_weight <= max_weight, got 2.0, 0.5, 50"),
+        ("mixtrain", {"initial_weight": -1.0}, "expected 0 <= min_weight <= initial_weight"),
+    ],
+)
+def test_a_method_that_cannot_be_meant_is_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(message)):
+        make_method(name, options)
