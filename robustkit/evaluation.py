@@ -13,16 +13,16 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robustkit.attacks import Examples, attack_batches, load_examples, make_attack, save_examples
+from robustkit.attacks import ATTACKS, Examples, attack_batches, load_examples, make_attack, save_examples
 from robustkit.config import EvaluationConfig, digest
 from robustkit.data import Split
-from robustkit.errors import SoundnessError, UsageError
+from robustkit.errors import SoundnessError, UsageError, unknown_name
 from robustkit.networks import Network
 from robustkit.progress import Reporter, working
 from robustkit.results import COLUMNS, check_coherence, find_clashes, read_table, write_table
 from robustkit.runs import EXAMPLES, RESULTS
 from robustkit.threat import LinfBall
-from robustkit.verifiers import make_verifier, verify_batches
+from robustkit.verifiers import VERIFIERS, make_verifier, verify_batches
 
 Kind = Literal["attack", "verify"]
 Batches = Callable[[Split], Iterator[tuple[pd.DataFrame, Tensor]]]
@@ -54,6 +54,10 @@ def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter:
     """
     if not settings.methods:
         raise UsageError(f"expected at least one method to {kind} by, got none; name one with --method")
+    known = ATTACKS if kind == "attack" else VERIFIERS
+    for name in (*settings.methods, *settings.options):
+        if name not in known:
+            raise unknown_name(kind if kind == "attack" else "verifier", name, known)
     if not len(network.dataset.test):
         raise UsageError(f"expected test samples in {network.dataset.name}, found none")
     tables = [

@@ -81,7 +81,8 @@ def run_experiment(experiment: Experiment, out: Path, reporter: Reporter) -> lis
         network = open_checkpoint(config, out) if foreign else train_network(config, out, reporter)
         evaluate(network, "attack", network.config.attack, reporter)
         evaluate(network, "verify", network.config.verify, reporter)
-        runs.append(network.run)
+        if network.run not in runs:  # two configurations may train alike and be evaluated differently
+            runs.append(network.run)
     return report(runs, out / "report", title=experiment.title)
 
 

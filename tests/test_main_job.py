@@ -245,6 +245,26 @@ def test_a_small_experiment_from_a_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert robustkit("report").exit_code == 0
 
 
+def test_runs_that_train_alike_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("twice.toml").write_text(
+        """
+        data = { train_n = 200 }
+        model = { name = "mlp" }
+        train = { epochs = 1, method = "natural" }
+        attack = { methods = ["fgsm"], n = 20 }
+        [[runs]]
+        verify = { methods = ["ibp"], n = 20 }
+        [[runs]]
+        verify = { methods = ["crown"], n = 20 }
+        """
+    )
+    result = robustkit("run", "twice.toml")
+    assert "N = 20" in result.stdout
+    assert "certified (ibp)" in result.stdout
+    assert "certified (crown)" in result.stdout
+
+
 def test_networks_trained_elsewhere(work: Path) -> None:
     import torch
     from safetensors.torch import load_file

@@ -29,6 +29,7 @@ class Outcome:
         verified: which have only positive margins, shape ``(B,)``.
         least: least worst margin seen at a point of the ball, the sample among them, shape ``(B,)``.
         slack: by how much rounding may lift a proved margin above it, shape ``(B,)``.
+        margins: greatest lower bound of each margin proved so far, shape ``(B, K)``: the intersection of all bounds.
         margin: greatest lower bound of the worst margin that was proved, shape ``(B,)``; NaN where none was.
         x_adv: the counterexample, else the sample itself, shape of the inputs.
         settled_by: name of the stage that settled each sample.
@@ -42,6 +43,7 @@ class Outcome:
     verified: Tensor
     least: Tensor
     slack: Tensor
+    margins: Tensor
     margin: Tensor
     x_adv: Tensor
     settled_by: list[str]
@@ -63,6 +65,7 @@ class Outcome:
             verified=torch.zeros_like(clean),
             least=worst_margin(logit_margins(logits, y), y),
             slack=SLACK * (1.0 + logits.abs().amax(dim=1)),
+            margins=torch.full_like(logits, -torch.inf),
             margin=torch.full((size,), torch.nan, device=x.device),
             x_adv=x.clone(),
             settled_by=["" if good else "prediction" for good in clean.tolist()],

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from robustkit.bounds import BoundedNetwork, BoundMethod
+from robustkit.bounds import BoundedNetwork, BoundMethod, intersect
 from robustkit.margins import worst_margin
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Verify
@@ -45,7 +45,7 @@ class BoundVerifier:
 def apply_bound(
     outcome: Outcome, network: BoundedNetwork, bound: BoundMethod, x: Tensor, y: Tensor, ball: LinfBall
 ) -> None:
-    """Bound the samples that nothing has settled yet, and note what that proves.
+    """Bound the samples that nothing has settled yet, and note what that and the bounds before prove together.
 
     Args:
         outcome: of the whole batch; filled in.
@@ -64,7 +64,8 @@ def apply_bound(
         return
     began = time.perf_counter()
     with torch.no_grad():
-        margins = network.lower_margins(x[rows], y[rows], ball, bound).detach()
+        margins = intersect(outcome.margins[rows], network.lower_margins(x[rows], y[rows], ball, bound).detach())
+    outcome.margins[rows] = margins
     outcome.prove(rows, worst_margin(margins, y[rows]))
     sure = outcome.verified[rows].tolist()
     outcome.seconds[rows.cpu()] += (time.perf_counter() - began) / len(rows)

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 class Cascade:
     """Falsify what an attack breaks, then prove what is left with ever dearer bounds.
 
+    Each bound is intersected with those before it, margin by margin: together they can prove what none does alone.
     Each sample records the stage that settled it. Sound and incomplete. A bound that cannot carry a layer of the
     network is left out, and the reason is kept with every sample that stays unknown.
 
