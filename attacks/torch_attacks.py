@@ -66,7 +66,7 @@ class TorchAttacksPGD:
         if (ball.lower, ball.upper) != (0.0, 1.0):
             raise UsageError(
                 f"expected pixels in [0, 1] for torchattacks, got the range [{ball.lower:g}, {ball.upper:g}]; "
-                "scale the data, or use --attack pgd"
+                "scale the data, or use --method pgd"
             )
         library = import_torchattacks()
         with evaluating(model):

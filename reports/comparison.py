@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 from scipy.stats import binomtest
 
-from robustkit.reports.facts import RunFacts, eps_text
+from robustkit.reports.facts import RunFacts, eps_text, labels
 from robustkit.verdict import Verdict
 
 CLEAN, ALL_ATTACKS, ANY_VERIFIER, UNDECIDED, TIME = "clean", "all attacks", "certified", "undecided", "training s"
@@ -44,10 +44,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """One training method, over all its seeds.
+    """One training recipe, over all its seeds.
 
     Attributes:
-        label: the method.
+        label: the method, and what tells it from another row of the same method.
         train_eps: radius it was trained for; NaN where unknown.
         seeds: of its runs.
         runs: their names.
@@ -91,8 +91,8 @@ class Block:
     def caption(self) -> str:
         """Say what the figures are, on what, how many and by what."""
         seeds = sorted({seed for row in self.rows for seed in row.seeds})
-        many = any(len(row.seeds) > 1 for row in self.rows)
-        spread = "mean and standard deviation over seeds" if many else "95 % Wilson intervals"
+        many = any(len(row.runs) > 1 for row in self.rows)
+        spread = "mean and standard deviation over runs" if many else "95 % Wilson intervals"
         return (
             f"{self.dataset}, {self.model}, L-infinity eps {eps_text(self.eps)}, N = {self.n:,} test samples, "
             f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; accuracy in %, {spread}; "
@@ -174,11 +174,12 @@ def _share(holds: pd.Series[bool]) -> Cell:
 
 def _block(rows: pd.DataFrame, members: Sequence[RunFacts], eps: float) -> Block:
     evaluated = set(rows["run"])
-    groups: dict[tuple[str, float], list[RunFacts]] = {}
+    called = labels(members)
+    groups: dict[tuple[str, str], list[RunFacts]] = {}
     for run in members:
         if run.name in evaluated:
-            groups.setdefault((run.label, -1.0 if math.isnan(run.train_eps) else run.train_eps), []).append(run)
-    made = [_row(rows, group) for group in groups.values()]
+            groups.setdefault((called[run.name], eps_text(run.train_eps)), []).append(run)
+    made = [_row(rows, label, group) for (label, _), group in groups.items()]
     present = [name for row in made for name in row.cells]
     columns = tuple(sorted(set(present), key=_place))
     if sum(name.startswith("certified (") for name in columns) == 1:  # one verifier: its column is the answer
@@ -209,16 +210,15 @@ def _place(column: str) -> tuple[int, str]:
     return 1, "" if column == "pgd" else column
 
 
-def _row(rows: pd.DataFrame, group: Sequence[RunFacts]) -> Row:
+def _row(rows: pd.DataFrame, label: str, group: Sequence[RunFacts]) -> Row:
     each = [figures(rows[rows["run"] == run.name]) for run in group]
     names = {name: None for one in each for name in one}
     cells = {name: _over_seeds([one[name] for one in each if name in one]) for name in names}
     times = pd.Series([run.train_seconds for run in group]).dropna()
     if len(times):
         cells[TIME] = Cell(float(times.mean()))
-    first = group[0]
     seeds = tuple(sorted({run.seed for run in group}))
-    return Row(first.label, first.train_eps, seeds, tuple(run.name for run in group), cells)
+    return Row(label, group[0].train_eps, seeds, tuple(run.name for run in group), cells)
 
 
 def _over_seeds(cells: Sequence[Cell]) -> Cell:

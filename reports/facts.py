@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+MISSING = "–"
+"""What stands for a figure that was not measured or does not exist."""
 
 
 class Shown(Protocol):
@@ -49,6 +54,7 @@ class RunFacts:
         hardware: what it was computed on, in words.
         history: one row per epoch with the columns of the training metrics; empty where trained elsewhere.
         examples: adversarial examples of one attack, if any.
+        recipe: the options it was trained with, by name, all but the seed; runs of one recipe are one row of a table.
     """
 
     name: str
@@ -61,6 +67,7 @@ class RunFacts:
     hardware: str
     history: pd.DataFrame
     examples: Shown | None
+    recipe: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -77,8 +84,32 @@ NAMES: dict[str, str] = {
 """How training methods are written in print."""
 
 
+def labels(runs: Sequence[RunFacts]) -> dict[str, str]:
+    """Name what each run is called among others: its label, and where that would stand for several recipes, the options
+    in which they differ.
+
+    Args:
+        runs: of one dataset and architecture.
+
+    Returns:
+        Name of the run to what it is called.
+    """
+    called = {}
+    for run in runs:
+        namesakes = [
+            one for one in runs if one.label == run.label and eps_text(one.train_eps) == eps_text(run.train_eps)
+        ]
+        options = sorted({name for one in namesakes for name in one.recipe})
+        differing = [name for name in options if len({one.recipe.get(name) for one in namesakes}) > 1]
+        told = [f"{name}={run.recipe[name]}" for name in differing if name in run.recipe]
+        called[run.name] = ", ".join([run.label, *told])
+    return called
+
+
 def eps_text(eps: float) -> str:
-    """Write a radius as the field does: ``0.3``, or ``8/255`` where it is a whole number of grey levels."""
+    """Write a radius as the field does: ``0.3``, or ``8/255`` for whole grey levels; NaN as a dash."""
+    if math.isnan(eps):
+        return MISSING
     levels = eps * 255
     if eps and abs(levels - round(levels)) < 1e-6 and abs(eps * 100 - round(eps * 100)) > 1e-9:
         return f"{round(levels)}/255"

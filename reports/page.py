@@ -11,8 +11,8 @@ import jinja2
 import pandas as pd
 
 from robustkit.reports.comparison import Block, Cell
-from robustkit.reports.facts import RunFacts, eps_text
-from robustkit.reports.tables import MISSING, first_columns, heading, interval, percent
+from robustkit.reports.facts import MISSING, RunFacts, eps_text
+from robustkit.reports.tables import first_columns, heading, interval, percent
 
 
 def as_page(
@@ -94,7 +94,7 @@ def _run(run: RunFacts) -> dict[str, Any]:
         "name": run.name,
         "training": run.training or "elsewhere",
         "model": run.model,
-        "eps": MISSING if math.isnan(run.train_eps) else eps_text(run.train_eps),
+        "eps": eps_text(run.train_eps),
         "seed": run.seed,
         "seconds": MISSING if math.isnan(run.train_seconds) else f"{run.train_seconds:,.1f}",
         "hardware": run.hardware or MISSING,

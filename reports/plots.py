@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from robustkit.reports.comparison import ALL_ATTACKS, ANY_VERIFIER, CLEAN, TIME, UNDECIDED, Block, Cell, Row
-from robustkit.reports.facts import RunFacts, Shown, eps_text
+from robustkit.reports.facts import RunFacts, Shown, eps_text, labels
 
 # Okabe & Ito's palette, told apart by readers with any common colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -83,15 +84,16 @@ def plot_accuracy_vs_eps(blocks: Sequence[Block]) -> Figure:
             if found:
                 x, y = zip(*[(0.0, clean), *found], strict=True)
                 label = name if style == "-" else None
-                axes.plot(x, y, style, marker=marker, color=colour, markersize=4.5, linewidth=1.6, label=label)
-    axes.plot([], [], "-o", color=MUTED, markersize=4.5, label="left by all attacks")
-    axes.plot([], [], "--s", color=MUTED, markersize=4.5, label="certified")
+                axes.plot(x, y, style, color=colour, linewidth=1.1, alpha=0.5)
+                axes.plot(x, y, marker, color=colour, markersize=5, label=label)
+    axes.plot([], [], "-o", color=MUTED, markersize=5, linewidth=1.1, label="left by all attacks")
+    axes.plot([], [], "--s", color=MUTED, markersize=5, linewidth=1.1, label="certified")
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("eps (L-infinity radius, pixels in [0, 1])")
     axes.set_ylabel("accuracy")
-    axes.set_title("Accuracy against the radius")
+    axes.set_title("Accuracy against the radius; markers are measured, lines only join them")
     axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
     _calm(axes, "both")
     return figure
@@ -104,11 +106,13 @@ def plot_training(runs: Sequence[RunFacts]) -> Figure:
         runs: runs with a history.
 
     Returns:
-        The figure: a column for each run, panels for accuracy, loss, eps and weight.
+        The figure: a column for each run; panels for accuracy, loss, eps (none for natural training) and weight.
     """
     count = len(runs)
     figure = Figure(figsize=(2.2 + 2.4 * count, 6.4), layout="constrained")
     grid = figure.subplots(4, count, sharex="col", sharey="row", squeeze=False, height_ratios=[3, 1.4, 1.2, 1.2])
+    called = labels(runs)
+    seeds = {run.seed for run in runs}
     for column, run in enumerate(runs):
         history = run.history
         accuracy, loss, eps, weight = (grid[line][column] for line in range(4))
@@ -116,10 +120,13 @@ def plot_training(runs: Sequence[RunFacts]) -> Figure:
         if history["val_vra"].notna().any():
             accuracy.plot(history["epoch"], history["val_vra"], color=COLOURS[1], label="certified at the epoch's eps")
         loss.plot(history["epoch"], history["loss"], color=INK)
-        eps.plot(history["epoch"], history["eps"], color=COLOURS[2])
+        robust = not math.isnan(run.train_eps)
+        if robust:  # natural training has no radius
+            eps.plot(history["epoch"], history["eps"], color=COLOURS[2])
         weight.plot(history["epoch"], history["weight"], color=COLOURS[3])
-        at = "" if not run.train_eps or math.isnan(run.train_eps) else f", eps {eps_text(run.train_eps)}"
-        accuracy.set_title(f"{run.label}{at}", fontsize=10)
+        at = f", eps {eps_text(run.train_eps)}" if robust else ""
+        seed = f", seed {run.seed}" if len(seeds) > 1 else ""
+        accuracy.set_title(textwrap.fill(f"{called[run.name]}{at}{seed}", 26), fontsize=10)
         weight.set_xlabel("epoch")
         weight.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for axes in (accuracy, loss, eps, weight):

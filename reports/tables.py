@@ -9,9 +9,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 from robustkit.reports.comparison import TIME, Block, Cell, Row
-from robustkit.reports.facts import eps_text
+from robustkit.reports.facts import MISSING, eps_text
 
-MISSING = "–"
 HEADINGS = {"pgd": "PGD", "cw": "CW", "fgsm": "FGSM", "interval-gradient": "int. gradient", TIME: "train s"}
 
 
@@ -42,7 +41,7 @@ def first_columns(block: Block) -> list[tuple[str, Callable[[Row], str]]]:
     """Give the columns that say which row it is."""
     columns: list[tuple[str, Callable[[Row], str]]] = [("training", lambda row: row.label)]
     if len({repr(row.train_eps) for row in block.rows if not math.isnan(row.train_eps)}) > 1:
-        columns.append(("at eps", lambda row: MISSING if math.isnan(row.train_eps) else eps_text(row.train_eps)))
+        columns.append(("at eps", lambda row: eps_text(row.train_eps)))
     return columns
 
 

@@ -298,7 +298,7 @@ def _figures(network: Network, tables: dict[str, pd.DataFrame]) -> dict[str, Any
     rows["n"] = rows["n"].astype(int)
     top = rows[rows["eps"] == rows["eps"].max()]
     attacked, verified = (top[top["kind"] == kind] for kind in ("attack", "verify"))
-    searched = pd.concat([attacked["robust"], 1.0 - (1.0 - verified["clean"]) - verified["falsified"]])
+    searched = pd.concat([attacked["robust"], verified["clean"] - verified["falsified"]])
     broke = len(attacked) or bool((verified["falsified"] > 0).any())
     return {
         "run": str(network.run.path),
@@ -328,7 +328,7 @@ def _print_figures(figures: dict[str, Any], tables: dict[str, pd.DataFrame]) -> 
     for part in parts:
         for row in part.to_dict("records"):
             attacked = row["kind"] == "attack"
-            searched = 1.0 - (1.0 - row["clean"]) - row["falsified"]
+            searched = row["clean"] - row["falsified"]
             era = f"{searched:.2%}" if attacked or row["falsified"] > 0 else "-"
             vra, unknown = ("-", "-") if attacked else (f"{row['robust']:.2%}", f"{row['unknown']:.2%}")
             click.echo(

@@ -15,7 +15,7 @@ from robustkit.data import Dataset, load_dataset
 from robustkit.errors import UsageError, unknown_name
 from robustkit.progress import Reporter
 from robustkit.results import Subject
-from robustkit.runs import WHAT_TRAINING_READS, Run, environment
+from robustkit.runs import Run, environment, what_training_reads
 from robustkit.training import METHODS, STATE_FILE, EpsRamp, Plan, make_method, train
 
 
@@ -71,8 +71,7 @@ def resolve(config: Config, dataset: Dataset) -> Config:
 
 def run_name(config: Config, dataset: Dataset) -> str:
     """Name the run directory of a resolved configuration: what matters in words, the rest in a digest."""
-    settings = plain(config)
-    code = digest({key: settings.get(key) for key in WHAT_TRAINING_READS})
+    code = digest(what_training_reads(plain(config)))
     return f"{dataset.name}-{config.train.method}-eps{config.train.eps:.4g}-seed{config.seed}-{code}"
 
 

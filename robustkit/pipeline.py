@@ -18,6 +18,7 @@ from robustkit.networks import open_checkpoint, train_network
 from robustkit.progress import Reporter
 from robustkit.reports import RunFacts, write_report
 from robustkit.runs import EXAMPLES, EXPERIMENT_FILE, Run
+from robustkit.training import make_method
 
 
 def report(runs: Sequence[Run], out: Path, *, title: str) -> list[Path]:
@@ -58,7 +59,18 @@ def run_facts(run: Run) -> RunFacts:
         hardware=str(run.environment().get("hardware", "")),
         history=history,
         examples=_examples(run),
+        recipe={} if foreign else _recipe(config),
     )
+
+
+def _recipe(config: Config) -> dict[str, str]:
+    """Give the options that training read, the method's own among them, as text; all but the seed and the radius."""
+    train = {name: one for name, one in plain(config.train).items() if name not in ("method", "options", "eps")}
+    if config.train.method == "natural":  # it is not labelled by a radius, though validation reads one
+        train["eps"] = config.train.eps
+    own = plain(make_method(config.train.method, config.train.options.get(config.train.method)))
+    data = {"train_n": config.data.train_n or "all", "val_n": config.data.val_n}
+    return {name: str(one) for table in (data, train, own) for name, one in table.items()}
 
 
 def run_experiment(experiment: Experiment, out: Path, reporter: Reporter) -> list[Path]:

@@ -29,7 +29,6 @@ ENVIRONMENT_FILE = "environment.json"
 EXPERIMENT_FILE = "experiment.toml"
 RESULTS = "results"
 EXAMPLES = "examples"
-WHAT_TRAINING_READS = ("data", "model", "train", "seed", "deterministic")
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,7 @@ class Run:
         settings = plain(config)
         if (self.path / CONFIG_FILE).exists():
             before = read_toml(self.path / CONFIG_FILE)
-            old, new = ({key: one.get(key) for key in WHAT_TRAINING_READS} for one in (before, settings))
-            differing = differences(old, new)
+            differing = differences(what_training_reads(before), what_training_reads(settings))
             if differing:
                 raise UsageError(
                     f"{self.path} holds a run of another configuration ({'; '.join(differing[:5])}); "
@@ -103,6 +101,18 @@ class Run:
         paths = sorted((self.path / RESULTS).glob("*.csv"))
         tables = [read_table(path) for path in paths if not path.name.startswith(".")]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+
+
+def what_training_reads(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the part of a plain configuration that decides the weights: what names a run, and what resuming must find.
+
+    Where the data lie, how the network is evaluated and the options of other methods are no part of it.
+    """
+    data = {name: one for name, one in settings.get("data", {}).items() if name not in ("root", "download")}
+    train = dict(settings.get("train", {}))
+    method = train.get("method")
+    train["options"] = {name: one for name, one in train.get("options", {}).items() if name == method}
+    return {"data": data, "train": train, **{key: settings.get(key) for key in ("model", "seed", "deterministic")}}
 
 
 def _or_null(value: Any) -> Any:

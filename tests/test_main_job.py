@@ -245,6 +245,20 @@ def test_a_small_experiment_from_a_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert robustkit("report").exit_code == 0
 
 
+def test_a_run_is_the_same_wherever_its_data_lie() -> None:
+    from robustkit.config import configuration
+    from robustkit.data import load_dataset
+    from robustkit.networks import resolve, run_name
+
+    digits = load_dataset("digits")
+
+    def name(**table: Any) -> str:
+        return run_name(resolve(configuration(table), digits), digits)
+
+    assert name() == name(data={"root": "elsewhere"}, verify={"n": 3}, train={"options": {"pgd": {"steps": 3}}})
+    assert len({name(), name(seed=1), name(data={"train_n": 9}), name(train={"options": {"mixtrain": {"k": 2}}})}) == 4
+
+
 def test_runs_that_train_alike_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("twice.toml").write_text(

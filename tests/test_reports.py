@@ -46,7 +46,9 @@ def rows(run: str, kind: str, method: str, verdicts: list[Verdict], *, eps: floa
     )
 
 
-def facts(name: str, training: str = "ibp", *, seed: int = 0, history: int = 3, pictures: int = 0) -> RunFacts:
+def facts(
+    name: str, training: str = "ibp", *, seed: int = 0, history: int = 3, pictures: int = 0, **recipe: str
+) -> RunFacts:
     draw = np.random.default_rng(0)
     epochs = pd.DataFrame({"epoch": range(1, history + 1)}).astype(float)
     for column in ("eps", "weight", "lr", "loss", "val_clean", "val_vra", "seconds"):
@@ -64,6 +66,7 @@ def facts(name: str, training: str = "ibp", *, seed: int = 0, history: int = 3, 
         hardware="2 CPU cores",
         history=epochs if history else pd.DataFrame(),
         examples=Pictures(images, 1 - images, labels, labels + 1) if pictures else None,
+        recipe=recipe,
     )
 
 
@@ -80,6 +83,18 @@ def two_methods() -> tuple[pd.DataFrame, list[RunFacts]]:
         ]
     )
     return table, [facts("a", "ibp"), facts("b", "natural")]
+
+
+def test_recipes_are_not_averaged_as_if_they_were_seeds() -> None:
+    table, _ = two_methods()
+    (block,) = compare(
+        table, [facts("a", "mixtrain", k="1", mixing="0.8"), facts("b", "mixtrain", k="5", mixing="0.8")]
+    )
+    assert [row.label for row in block.rows] == ["MixTrain, k=1", "MixTrain, k=5"]
+    assert math.isnan(block.rows[0].cells["clean"].deviation)
+    (block,) = compare(table, [facts("a", "mixtrain", k="1"), facts("b", "mixtrain", k="1", seed=1)])
+    assert [(row.label, row.seeds) for row in block.rows] == [("MixTrain", (0, 1))]
+    assert "mean and standard deviation" in block.caption
 
 
 def test_figures_are_those_counted_by_hand() -> None:

@@ -199,6 +199,7 @@ class _Loop:
             "schedule": self.schedule.last_epoch,
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
             "history": history,
         }
         buffer = io.BytesIO()
@@ -217,6 +218,8 @@ class _Loop:
             self.schedule.last_epoch = state["schedule"]
             self.generator.set_state(state["generator"])
             torch.set_rng_state(state["torch"])
+            if len(state["cuda"]) == torch.cuda.device_count():
+                torch.cuda.set_rng_state_all(state["cuda"])
             history: list[EpochMetrics] = state["history"]
             if [one["epoch"] for one in history] != list(range(1, len(history) + 1)):
                 raise ValueError("epochs are missing")
