@@ -153,7 +153,8 @@ def test_mixtrain_loss_adds_the_robust_loss_of_the_drawn_rows(bound: Any) -> Non
     draw = torch.Generator().manual_seed(7)
     torch.rand((), generator=draw)
     few = torch.randint(12, (3,), generator=draw)
-    margins = BoundedNetwork(model, x[:1]).lower_margins(x[few], y[few], LinfBall(0.05), BoundMethod(bound))
+    network, ball = BoundedNetwork(model, x[:1]), LinfBall(0.05)
+    margins = network.lower_margins(x[few], y[few], ball, BoundMethod(bound), intervals_first=True)
     torch.testing.assert_close(loss, functional.cross_entropy(model(x), y) + 0.7 * robust_loss(margins, y[few]))
 
 
@@ -166,7 +167,7 @@ def test_mixtrain_without_mixing_is_natural() -> None:
 def test_mixtrain_mixes_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
 
-    def margins(self: BoundedNetwork, x: Tensor, y: Tensor, ball: LinfBall, bound: BoundMethod) -> Tensor:
+    def margins(self: BoundedNetwork, x: Tensor, y: Tensor, *_: Any, **__: Any) -> Tensor:
         drawn.append(len(y))
         return torch.zeros(len(y), 4)
 

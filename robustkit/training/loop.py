@@ -188,8 +188,8 @@ class _Loop:
         if bound is None or not len(split):
             return math.nan
         parts = zip(torch.split(split.x, 50), torch.split(split.y, 50), strict=True)
-        sure = [certified(self.trainee.bounds.lower_margins(x, y, ball, bound), y) for x, y in parts]
-        return torch.cat(sure).double().mean().item()
+        margins = [self.trainee.bounds.lower_margins(x, y, ball, bound, intervals_first=True) for x, y in parts]
+        return certified(torch.cat(margins), split.y).double().mean().item()
 
     def save(self, path: Path, history: list[EpochMetrics]) -> None:
         """Write everything that the rest of training depends on, whole or not at all."""

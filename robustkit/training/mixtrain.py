@@ -90,5 +90,6 @@ class MixTrain:
             return functional.cross_entropy(logits, y)
         few = torch.randint(len(y), (min(self.k, len(y)),), generator=moment.generator).to(y.device)
         natural = functional.cross_entropy(trainee.bounds(x), y)  # batch norm bounds with this batch's statistics
-        margins = trainee.bounds.lower_margins(x[few], y[few], moment.ball, BoundMethod(self.bound))
+        bound = BoundMethod(self.bound)
+        margins = trainee.bounds.lower_margins(x[few], y[few], moment.ball, bound, intervals_first=True)
         return natural + moment.weight * robust_loss(margins, y[few])
