@@ -1,9 +1,8 @@
 """robustkit: train, attack, verify and compare robust neural networks."""
 
-import os
+from robustkit._process import keep_freed_memory, wait_without_spinning
 
 __version__ = "0.1.0"
 
-# Read once, when torch is loaded. Threads that spin while they wait make small operations up to twenty times slower on
-# a machine that does anything else; a user's own setting wins.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+wait_without_spinning()
+keep_freed_memory()

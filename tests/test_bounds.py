@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.bounds import BoundedNetwork, BoundMethod, intersect
+from robustkit.bounds import BoundedNetwork, BoundMethod, autolirpa, intersect
 from robustkit.errors import RobustkitError, UnsupportedLayerError
 from robustkit.margins import certified, logit_margins
 from robustkit.threat import LinfBall
@@ -182,7 +182,7 @@ def test_a_split_batch_has_the_same_bounds(monkeypatch: pytest.MonkeyPatch) -> N
     network = bounded("conv")
     x, y = networks.inputs(7), torch.arange(7) % 4
     whole = network.lower_margins(x, y, LinfBall(0.1), BoundMethod.CROWN).detach()
-    monkeypatch.setattr("robustkit.bounds.autolirpa.BUDGET", 1)
+    monkeypatch.setitem(autolirpa.BUDGET, "cpu", 1)
     split = network.lower_margins(x, y, LinfBall(0.1), BoundMethod.CROWN).detach()
     torch.testing.assert_close(split, whole)
 
