@@ -137,9 +137,11 @@ def figures(rows: pd.DataFrame) -> dict[str, Cell]:
     for name, one in attacks.items():
         cells[name] = _share(~one["verdict"].isin(BROKEN))
     verdicts = pd.DataFrame({key: one.set_index("index")["verdict"] for key, one in evaluations.items()})
-    searched = verdicts[[("attack", name) for name in attacks]].dropna() if attacks else verdicts.iloc[:0]
+    falsifying = [name for name, one in verifiers.items() if (one["verdict"] == Verdict.FALSIFIED).any()]
+    by = [("attack", name) for name in attacks] or [("verify", name) for name in falsifying]
+    searched = verdicts[by].dropna() if by else verdicts.iloc[:0]
     standing = ~verdicts.loc[searched.index].isin(BROKEN).any(axis=1)
-    if len(attacks) > 1 or (attacks and verifiers):
+    if len(attacks) > 1 or (by and verifiers):
         cells[ALL_ATTACKS] = _share(standing)
     for name, one in verifiers.items():
         cells[_certified_by(name)] = _share(one["verdict"] == Verdict.VERIFIED)

@@ -117,7 +117,8 @@ def _text_block(block: Block) -> str:
         default=math.nan,
     )
     sure = "" if math.isnan(widest) else f" At this N the intervals are at most ±{100 * widest:.1f} wide."
-    return "\n".join([*_wrap(block.caption + "."), *shown, *_wrap(f"* best of the column.{sure}")])
+    star = "* best of the column." if any(cell.best for row in block.rows for cell in row.cells.values()) else ""
+    return "\n".join([*_wrap(block.caption + "."), *shown, *_wrap(f"{star}{sure}".strip())])
 
 
 def _wrap(text: str) -> list[str]:

@@ -60,6 +60,8 @@ def load_experiment(name: str, overrides: Mapping[str, Any] | None = None) -> Ex
         table = tomllib.loads(text)
     else:
         raise UsageError(f"{unknown_name('preset', name, preset_names())}; or give the path of a .toml file")
+    if not table:
+        raise UsageError(f"expected an experiment in {name}, got an empty file; see docs/configuration.md")
     runs = table.pop("runs", [{}])
     title = str(table.pop("title", path.stem))
     if not isinstance(runs, list) or not runs or not all(isinstance(run, dict) for run in runs):

@@ -76,7 +76,15 @@ class Run:
             json.dump(environment(), file, indent=2)
 
     def config(self) -> Config:
-        """Read the configuration the run was made from."""
+        """Read the configuration the run was made from.
+
+        Raises:
+            RobustkitError: this is no run directory.
+        """
+        if not (self.path / CONFIG_FILE).is_file():
+            raise RobustkitError(
+                f"expected a run directory at {self.path}, found no {CONFIG_FILE} there; see `robustkit list runs`"
+            )
         return configuration(read_toml(self.path / CONFIG_FILE))
 
     def environment(self) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def test_a_gpu_where_there_is_none(work: Path) -> None:
 
 
 def test_commands_without_a_run(empty: Path) -> None:
+    refused(robustkit("attack", "--run", str(empty)), 1, "expected a run directory", "config.toml")
     refused(robustkit("attack"), 1, "robustkit train")
     refused(robustkit("report"), 1, "robustkit run")
     refused(robustkit("report", "nowhere"), 1, "nowhere")

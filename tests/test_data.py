@@ -129,9 +129,9 @@ def test_names_are_listed_and_near_ones_offered() -> None:
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"])
 def test_absent_dataset_says_where_it_was_looked_for(name: str, tmp_path: Path) -> None:
     with pytest.raises(RobustkitError) as caught:
-        load_dataset(name, root=tmp_path / "mine")
+        load_dataset(name)
     message = str(caught.value)
-    for place in ("mine", "mine/data", "a/b/data", "a/shared/data", "nowhere/shared/data"):
+    for place in ("a/b/data", "a/shared/data", "nowhere/shared/data"):
         assert str(tmp_path / place) in message
     assert "--data-root" in message and "--download" in message and "\n" not in message
 
@@ -184,6 +184,12 @@ def test_the_environment_names_the_data_or_its_parent(
 def test_the_usual_places_are_searched(place: str, tmp_path: Path) -> None:
     write_mnist(tmp_path / place)
     assert len(load_dataset("mnist").test) == 10
+
+
+def test_no_other_place_is_searched_where_a_root_is_given(tmp_path: Path) -> None:
+    write_mnist(tmp_path / "a/b/data")
+    with pytest.raises(RobustkitError, match=r"mine/data; found none"):
+        load_dataset("mnist", root=tmp_path / "mine")
 
 
 def test_the_given_root_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

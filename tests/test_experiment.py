@@ -86,5 +86,11 @@ def test_overrides_that_make_runs_alike_are_refused() -> None:
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RobustkitError, match=r"expected an experiment file at .*none\.toml"):
+    with pytest.raises(RobustkitError, match=r"cannot read .*none\.toml"):
+        load_experiment(str(tmp_path / "none.toml"))
+
+
+def test_an_empty_file_is_no_experiment(tmp_path: Path) -> None:
+    (tmp_path / "none.toml").write_text("\n# nothing\n")
+    with pytest.raises(UsageError, match=r"expected an experiment in .*none\.toml, got an empty file"):
         load_experiment(str(tmp_path / "none.toml"))

@@ -85,6 +85,16 @@ def two_methods() -> tuple[pd.DataFrame, list[RunFacts]]:
     return table, [facts("a", "ibp"), facts("b", "natural")]
 
 
+def test_a_verifier_that_attacks_shows_what_it_left() -> None:
+    table = rows("a", "verify", "cascade", [M, F, F, U, U, V, V, V, V, V])
+    (block,) = compare(table, [facts("a")])
+    assert block.rows[0].cells["all attacks"].value == pytest.approx(0.7)
+    assert block.rows[0].cells["undecided"].value == pytest.approx(0.2)
+    table = rows("a", "verify", "crown", [M, U, U, U, U, V, V, V, V, V])
+    (block,) = compare(table, [facts("a")])
+    assert "all attacks" not in block.columns
+
+
 def test_recipes_are_not_averaged_as_if_they_were_seeds() -> None:
     table, _ = two_methods()
     (block,) = compare(

@@ -161,10 +161,11 @@ def _load_svhn(source: Torchvision, base: Path) -> Raw:
 
 
 def _roots(root: Root) -> list[Path]:
-    """List the folders where data may lie, in the order of looking."""
-    given = [Path(one).expanduser() for one in (root, os.environ.get(DATA_VARIABLE)) if one]
-    inside = [folder for one in given for folder in (one, one / "data")]
-    return [*inside, Path("data"), Path("../shared/data"), CHECKOUT.parent / "shared" / "data"]
+    """List the folders where data may lie, in the order of looking; a root that is given is the only one."""
+    given = root or os.environ.get(DATA_VARIABLE)
+    inside = [Path(given).expanduser(), Path(given).expanduser() / "data"] if given else []
+    usual = [Path("data"), Path("../shared/data"), CHECKOUT.parent / "shared" / "data"]
+    return inside if root else [*inside, *usual]
 
 
 def _find(root: Root, files: tuple[str, ...]) -> Path | None:
