@@ -88,10 +88,9 @@ class Worst:
         """
         wrong, was_wrong = points.margin <= 0, self.margin[rows] <= 0
         worse = (wrong & ~was_wrong) | ((wrong == was_wrong) & (points.score < self.score[rows]))
-        kept = rows[worse]
-        self.x_adv[kept] = points.x_adv[worse]
-        self.margin[kept] = points.margin[worse]
-        self.score[kept] = points.score[worse]
+        chosen = worse.nonzero().flatten()
+        for kept, offered in ((self.x_adv, points.x_adv), (self.margin, points.margin), (self.score, points.score)):
+            kept.index_copy_(0, rows[chosen], offered[chosen])
 
     def standing(self) -> Tensor:
         """Give the positions of the samples without a misclassified point, shape ``(R,)``."""

@@ -187,24 +187,25 @@ def pgd_steps(
     worst = Worst(last.clone(), unseen, unseen.clone())
     sizes = torch.as_tensor(step_size, dtype=last.dtype, device=last.device).expand(len(last))
     sizes = sizes.reshape(-1, *[1] * (last.ndim - 1))
-    rows = torch.arange(len(last), device=last.device)
+    rows, x = torch.arange(len(last), device=last.device), last.clone()
     for step in range(steps + 1):
-        seen, gradient = _look(model, last[rows], y[rows], loss, by_margin=early_stop, ascend=step < steps)
+        seen, gradient = _look(model, x, y, loss, by_margin=early_stop, ascend=step < steps)
         worst.offer(rows, seen)
-        if early_stop:
-            going = seen.margin > 0
-            rows, gradient = rows[going], gradient[going]
+        going = seen.margin > 0
+        if early_stop and not going.all():  # only then is there anything to leave out
+            last[rows] = seen.x_adv
+            rows, x, y, lb, ub, sizes, gradient = (one[going] for one in (rows, x, y, lb, ub, sizes, gradient))
         if step == steps or not len(rows):
             break
-        moved = last[rows] + sizes[rows] * gradient.sign()
-        last[rows] = torch.minimum(torch.maximum(moved, lb[rows]), ub[rows])
+        x = x.addcmul(sizes, gradient.sign_()).clamp_(lb, ub)
+    last[rows] = x
     return worst, last
 
 
 def _look(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, by_margin: bool, ascend: bool) -> tuple[Worst, Tensor]:
     """Score points and, to go on from them, give the gradient of the loss there."""
     with torch.set_grad_enabled(ascend):
-        x = x.requires_grad_(ascend)
+        x = x.detach().requires_grad_(ascend)
         logits = checked_logits(model, x)
         losses = loss(logits, y)
         gradient = _gradient(losses, x) if ascend else torch.zeros_like(x)
@@ -220,4 +221,4 @@ def _gradient(losses: Tensor, x: Tensor) -> Tensor:
             "expected logits that depend on x by differentiable operations, got none with a gradient; "
             "remove detach, no_grad or rounding from the model's forward"
         )
-    return found.nan_to_num(nan=0.0)
+    return found.nan_to_num_(nan=0.0)
