@@ -1,4 +1,4 @@
-"""What auto-LiRPA 0.3 needs before it can be imported and built on a current torch; 0.7 needs none of it."""
+"""What auto-LiRPA needs before it can be imported and built on a current torch: 0.3 all of it, 0.7 the slopes only."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def import_auto_lirpa() -> types.ModuleType:
     logging.getLogger("auto_LiRPA.utils").setLevel(logging.CRITICAL)
     if library.__version__ == "0.3":
         _repair_module_methods(library.BoundedModule)
-        _repair_slope_gradient()
+    _repair_slope_gradient()
     return library
 
 
@@ -98,18 +98,19 @@ def _repair_slope_gradient() -> None:
 
     Without this alpha-CROWN optimises nothing, for CROWN starts it with every slope at one of the ends.
     """
-    activation: Any = importlib.import_module("auto_LiRPA.operators.activation")
+    relu: Any = importlib.import_module("auto_LiRPA.operators").BoundRelu
 
     def mask(
-        lower: Tensor, upper: Tensor, below: Tensor | None, above: Tensor | None
+        lower: Tensor, upper: Tensor, below: Tensor | None, above: Tensor | None, leaky_alpha: float = 0.0
     ) -> tuple[Tensor | None, Tensor | None, Tensor]:
-        active, inactive = (lower >= 0).to(lower.dtype), upper <= 0
-        unstable = (1.0 - active) * (1.0 - inactive.to(upper.dtype))
-        slopes = [None if one is None else _kept_in_unit(one) * unstable + active for one in (below, above)]
-        return slopes[0], slopes[1], inactive.all()
+        active, inactive = (lower >= 0).to(lower.dtype), (upper <= 0).to(upper.dtype)
+        unstable, stable = (1.0 - active) * (1.0 - inactive), active + leaky_alpha * (1.0 - active) * inactive
+        slopes = [None if one is None else _kept(one, leaky_alpha) * unstable + stable for one in (below, above)]
+        return slopes[0], slopes[1], inactive.bool().all() & (leaky_alpha == 0.0)
 
-    activation.BoundRelu._relu_mask_alpha = staticmethod(mask)
+    owner = next(one for one in relu.__mro__ if "_relu_mask_alpha" in vars(one))
+    owner._relu_mask_alpha = staticmethod(mask)
 
 
-def _kept_in_unit(slope: Tensor) -> Tensor:
-    return slope + (slope.clamp(0.0, 1.0) - slope).detach()
+def _kept(slope: Tensor, least: float) -> Tensor:
+    return slope + (slope.clamp(least, 1.0) - slope).detach()

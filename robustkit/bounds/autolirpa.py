@@ -202,7 +202,7 @@ class BoundedNetwork:
             "optimize_bound_args": {"init_alpha": False, "iteration": 20, "lr_alpha": 0.25},
         }
         try:
-            shell = copy.deepcopy(self.model).eval()
+            shell = _without_dropout(copy.deepcopy(self.model).eval())
             with torch.random.fork_rng(devices=[]), quiet():
                 engine = library.BoundedModule(shell, self._example, bound_opts=options)
         except Exception as error:
@@ -262,6 +262,15 @@ class BoundedNetwork:
             raise RobustkitError("expected a box with finite corners and lb <= ub; check the inputs for NaN")
 
 
+def _without_dropout(shell: nn.Module) -> nn.Module:
+    """Put identities where dropout stands: in eval mode it is nothing else, and 0.7 cannot trace it."""
+    for name, layer in list(shell.named_modules()):
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and name:
+            parent, _, own = name.rpartition(".")
+            setattr(shell.get_submodule(parent), own, nn.Identity())
+    return shell
+
+
 def _box(lb: Tensor, ub: Tensor) -> Any:
     library = import_auto_lirpa()
     return library.BoundedTensor(lb, library.PerturbationLpNorm(norm=np.inf, x_L=lb, x_U=ub))
@@ -269,14 +278,17 @@ def _box(lb: Tensor, ub: Tensor) -> Any:
 
 def _optimised(engine: Any, inputs: tuple[Any], specification: Tensor, upper: bool) -> tuple[Tensor, Tensor | None]:
     """Run CROWN once for the hidden layers, then optimise the slopes of the last bounds only."""
+    current = hasattr(engine, "init_alpha")  # 0.7 has other names for the same
+    begin, given = ("init_alpha", "interm_bounds") if current else ("init_slope", "intermediate_layer_bounds")
     with torch.enable_grad():
-        lower, above, _ = engine.init_slope(inputs, c=specification, method="backward", bound_upper=upper)
+        lower, above, *_ = getattr(engine, begin)(inputs, c=specification, method="backward", bound_upper=upper)
         if not engine.optimizable_activations:
             return lower, above
         hidden = {
             node.name: [node.lower.detach(), node.upper.detach()]
             for activation in engine._modules.values()
-            if getattr(activation, "nonlinear", False) or activation in engine.optimizable_activations
+            if any(getattr(activation, mark, False) for mark in ("nonlinear", "requires_input_bounds"))
+            or activation in engine.optimizable_activations
             for node in activation.inputs
             if getattr(node, "lower", None) is not None and node.perturbed
         }
@@ -286,7 +298,7 @@ def _optimised(engine: Any, inputs: tuple[Any], specification: Tensor, upper: bo
             method="CROWN-Optimized",
             bound_lower=True,
             bound_upper=upper,
-            intermediate_layer_bounds=hidden,
+            **{given: hidden},
         )
     lower = torch.fmax(lower, better[0]).detach()
     return lower, torch.fmin(above, better[1]).detach() if upper else None
