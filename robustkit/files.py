@@ -39,13 +39,20 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~_umask())
         temporary.replace(path)
     except OSError as error:
         raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # after a success there is none; a lost disk has been reported already
             temporary.unlink()
+
+
+def _umask() -> int:
+    """Read the process's file mode mask; the only way to is to set it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _cannot_write(path: Path, error: OSError) -> RobustkitError:

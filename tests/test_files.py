@@ -100,3 +100,14 @@ def test_a_lost_folder_is_reported_as_such(tmp_path: Path) -> None:
         for part in path.parent.iterdir():
             part.unlink()
         path.parent.rmdir()
+
+
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_the_users_file_mode_mask_is_kept(tmp_path: Path, mask: int, mode: int) -> None:
+    before = os.umask(mask)
+    try:
+        write(tmp_path / "a.txt")
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == mode
