@@ -50,10 +50,12 @@ class ModelConfig:
     Attributes:
         name: an architecture's name, or ``package.module:factory``; empty for the dataset's own default.
         checkpoint: weights trained elsewhere, for evaluation.
+        width: channels of the first convolution, or neurons of a hidden layer; the published width where not given.
     """
 
     name: str = ""
     checkpoint: str | None = None
+    width: int | None = None
 
 
 @dataclass(frozen=True)

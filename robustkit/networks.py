@@ -160,7 +160,12 @@ def open_checkpoint(config: Config, root: Path, *, out: Path | None = None) -> N
 
 def _make_model(config: Config, dataset: Dataset) -> nn.Module:
     return models.make_model(
-        config.model.name, dataset.input_shape, dataset.classes, mean=dataset.mean, std=dataset.std
+        config.model.name,
+        dataset.input_shape,
+        dataset.classes,
+        mean=dataset.mean,
+        std=dataset.std,
+        width=config.model.width,
     )
 
 
@@ -191,6 +196,7 @@ def _card(config: Config, dataset: Dataset) -> models.ModelCard:
         eps=0.0 if config.train.method == "natural" else config.train.eps or 0.0,  # it trains for no radius
         seed=config.seed,
         versions=environment()["packages"],
+        width=config.model.width,
     )
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.margins import logit_margins
 from robustkit.models import ARCHITECTURES, Normalize, check_output, count_parameters, count_relus, make_model
 
 GREY, COLOUR = (1, 28, 28), (3, 32, 32)
@@ -21,7 +22,14 @@ GREY, COLOUR = (1, 28, 28), (3, 32, 32)
         ("mnist_large", GREY, 1_974_762, 48_064),
         ("cifar_small", COLOUR, 214_918, 6_244),
         ("cifar_large", COLOUR, 2_466_858, 62_464),
+        ("cifar_resnet", COLOUR, 1_145_410, 39_912),
+        ("cifar_resnet_wong", COLOUR, 4_214_850, 107_496),
+        ("cnn7", COLOUR, 17_190_602, 229_888),
+        ("cnn7_bn", COLOUR, 17_192_650, 229_888),
+        ("cnn5", GREY, 820_954, 17_760),
+        ("cnn5_bn", GREY, 822_106, 17_760),
         ("digits_small", (1, 8, 8), 60_694, 1_636),
+        ("mlp5", (1, 8, 8), 47_910, 500),
         ("mlp", (1, 8, 8), 17_610, 200),
         ("cnn_small", GREY, 166_406, 4_804),
     ],
@@ -33,17 +41,48 @@ def test_networks_have_the_published_size(name: str, shape: tuple[int, ...], par
     assert model(torch.zeros(2, *shape)).shape == (2, 10)
 
 
-@pytest.mark.parametrize("name", ["cnn_small", "mlp"])
+def test_the_imagenet200_network_counts_200_classes() -> None:
+    model = make_model("imagenet200_resnet", (3, 64, 64), 200)
+    assert (count_parameters(model), count_relus(model, (3, 64, 64))) == (739_720, 39_424)
+
+
+def test_the_width_scales_a_network() -> None:
+    model = make_model("cnn7_bn", (1, 8, 8), 10, width=4)
+    assert isinstance(model, nn.Sequential)
+    assert [one.out_channels for one in model if isinstance(one, nn.Conv2d)] == [4, 4, 8, 8, 8]
+    assert count_relus(make_model("mlp5", (1, 8, 8), 10, width=7), (1, 8, 8)) == 35
+    for name, width in (("mlp", 0), ("mlp", -2), ("package.module:factory", 3)):
+        with pytest.raises(UsageError, match="expected width"):
+            make_model(name, (1, 8, 8), 10, width=width)
+
+
+@pytest.mark.parametrize("name", ["cnn5_bn", "cnn7", "cnn_small", "mlp"])
 @pytest.mark.parametrize("shape", [(1, 4, 4), (3, 17, 40), (2, 5, 9)])
 def test_sized_networks_take_any_shape(name: str, shape: tuple[int, ...]) -> None:
     assert make_model(name, shape, 7)(torch.zeros(2, *shape)).shape == (2, 7)
 
 
 def test_all_architectures_are_plain_layers() -> None:
-    plain = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten)
+    plain = (nn.Conv2d, nn.Linear, nn.ReLU, nn.Flatten, nn.BatchNorm1d, nn.BatchNorm2d)
     for name, one in ARCHITECTURES.items():
-        model = make_model(name, one.input_shape or GREY, 3)
-        assert isinstance(model, nn.Sequential) and all(isinstance(layer, plain) for layer in model)
+        model = make_model(name, one.input_shape or GREY, 3, width=2)
+        leaves = [layer for layer in model.modules() if not list(layer.children())]
+        assert isinstance(model, nn.Sequential) and all(isinstance(layer, plain) for layer in leaves)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_can_be_bounded(name: str) -> None:
+    from robustkit.bounds import BoundedNetwork, BoundMethod
+    from robustkit.threat import LinfBall
+
+    torch.manual_seed(0)
+    x = torch.rand(2, *(ARCHITECTURES[name].input_shape or (1, 8, 8)))
+    model = make_model(name, x.shape[1:], 5, width=2).eval()
+    network, ball, y = BoundedNetwork(model, x), LinfBall(0.05), torch.tensor([0, 4])
+    for method in (BoundMethod.IBP, BoundMethod.CROWN_IBP, BoundMethod.CROWN):
+        margins = network.lower_margins(x, y, ball, method)
+        for _ in range(20):
+            assert (logit_margins(model(ball.sample(x)), y) - margins >= -1e-4).all(), method
 
 
 def test_weights_come_from_the_global_seed() -> None:

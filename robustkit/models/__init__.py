@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from robustkit.models.architectures import (
-    ARCHITECTURES,
     Normalize,
     check_output,
     count_parameters,
@@ -11,6 +10,7 @@ from robustkit.models.architectures import (
     make_model,
 )
 from robustkit.models.checkpoints import ModelCard, fingerprint, load_checkpoint, load_weights, save_checkpoint
+from robustkit.models.named import ARCHITECTURES
 
 __all__ = [
     "ARCHITECTURES",

@@ -1,21 +1,18 @@
-"""The networks by name, and any ``nn.Module`` of the user's by ``package.module:factory``."""
+"""Networks made by name, and any ``nn.Module`` of the user's by ``package.module:factory``."""
 
 from __future__ import annotations
 
 import importlib
-import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from robustkit.errors import RobustkitError, UsageError, unknown_name
-
-Shape = tuple[int, int, int]
+from robustkit.models.named import ARCHITECTURES, Architecture, Shape
 
 
 class Normalize(nn.Module):
@@ -44,54 +41,6 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """A network that goes by a name.
-
-    Attributes:
-        build: gives its layers for an input shape and a number of classes.
-        input_shape: the only shape ``(C, H, W)`` it takes; None for any.
-        least: least height and width it takes.
-    """
-
-    build: Callable[[Shape, int], list[nn.Module]]
-    input_shape: Shape | None = None
-    least: int = 1
-
-
-def _conv_net(convs: Sequence[tuple[int, int, int]], hidden: Sequence[int]) -> Callable[[Shape, int], list[nn.Module]]:
-    """Stack convolutions ``(channels, kernel, stride)`` of padding 1 and fully connected layers, a ReLU after each."""
-
-    def build(input_shape: Shape, classes: int) -> list[nn.Module]:
-        layers: list[nn.Module] = []
-        channels, *sides = input_shape
-        for out, kernel, stride in convs:
-            layers += [nn.Conv2d(channels, out, kernel, stride, padding=1), nn.ReLU()]
-            channels, sides = out, [(side + 2 - kernel) // stride + 1 for side in sides]
-        layers.append(nn.Flatten())
-        features = channels * math.prod(sides)
-        for width in hidden:
-            layers += [nn.Linear(features, width), nn.ReLU()]
-            features = width
-        return [*layers, nn.Linear(features, classes)]
-
-    return build
-
-
-_small = _conv_net([(16, 4, 2), (32, 4, 2)], [100])
-_large = _conv_net([(32, 3, 1), (32, 4, 2), (64, 3, 1), (64, 4, 2)], [512, 512])
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "mnist_small": Architecture(_small, (1, 28, 28)),
-    "mnist_large": Architecture(_large, (1, 28, 28)),
-    "cifar_small": Architecture(_small, (3, 32, 32)),
-    "cifar_large": Architecture(_large, (3, 32, 32)),
-    "digits_small": Architecture(_conv_net([(16, 3, 1), (32, 4, 2)], [100]), (1, 8, 8)),
-    "cnn_small": Architecture(_small, least=4),
-    "mlp": Architecture(_conv_net([], [100, 100])),
-}
-
-
 def make_model(
     name: str,
     input_shape: Sequence[int],
@@ -99,11 +48,9 @@ def make_model(
     *,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    width: int | None = None,
 ) -> nn.Module:
     """Make a network with fresh weights from torch's global random state.
-
-    Source of the ``mnist`` and ``cifar`` networks: Wang et al. 2018, arXiv 1811.02625. ``cnn_small`` is the body of the
-    small ones sized to any input, ``mlp`` two hidden layers of 100.
 
     Args:
         name: a name in ``ARCHITECTURES``, or ``package.module:factory``: a function of no arguments that gives an
@@ -112,17 +59,21 @@ def make_model(
         classes: number of classes.
         mean: mean per channel of a ``Normalize`` layer in front; None for 0. A user's own factory brings its own.
         std: deviation per channel; None for 1. No layer is put in front where neither does anything.
+        width: channels of the first convolution, or neurons of a hidden layer; None for the published width. Refused
+            for a user's own factory.
 
     Returns:
         An ``nn.Sequential``, or what the user's factory gave.
 
     Raises:
-        UsageError: an unknown name, an input shape the architecture does not take, or no such factory.
+        UsageError: an unknown name, an input shape or width the architecture does not take, or no such factory.
         RobustkitError: the factory fails, or its model does not give one logit per class.
     """
     if len(input_shape) != 3 or min(input_shape) < 1:
         raise UsageError(f"expected an input shape (C, H, W), got {tuple(input_shape)}; add the channel dimension")
-    channels, height, width = input_shape
+    if width is not None and (width < 1 or ":" in name):
+        raise UsageError(f"expected width of at least 1, for a named architecture only, got {width} for {name}")
+    channels, *sides = input_shape
     if ":" in name:
         model = _from_factory(name)
         check_output(model, input_shape, classes)
@@ -131,13 +82,14 @@ def make_model(
         error = unknown_name("model", name, ARCHITECTURES)
         raise UsageError(f"{error}; your own is named package.module:factory")
     chosen = ARCHITECTURES[name]
-    _check_input(name, chosen, (channels, height, width))
+    shape = (channels, sides[0], sides[1])
+    _check_input(name, chosen, shape)
     mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
     if len(mean) != channels:
         raise UsageError(f"expected a mean and a std for each of {channels} channels, got {len(mean)}")
     identity = all(one == 0 for one in mean) and all(one == 1 for one in std)
     front: list[nn.Module] = [] if identity else [Normalize(mean, std)]
-    return nn.Sequential(*front, *chosen.build((channels, height, width), classes))
+    return nn.Sequential(*front, *chosen.build(shape, classes, width or chosen.width))
 
 
 def check_output(model: nn.Module, input_shape: Sequence[int], classes: int) -> None:

@@ -42,6 +42,7 @@ class ModelCard:
         eps: radius it was trained for, in pixel units.
         seed: of its training.
         versions: of the software that trained it, by package.
+        width: of its layers, where that is not the architecture's own.
     """
 
     architecture: str
@@ -54,6 +55,7 @@ class ModelCard:
     eps: float
     seed: int
     versions: dict[str, str] = field(default_factory=dict)
+    width: int | None = None
 
 
 def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
@@ -96,7 +98,9 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, ModelCard]:
         )
     card = _read_card(weights.parent / CARD_FILE)
     with torch.random.fork_rng(devices=[]):
-        model = make_model(card.architecture, card.input_shape, card.classes, mean=card.mean, std=card.std)
+        model = make_model(
+            card.architecture, card.input_shape, card.classes, mean=card.mean, std=card.std, width=card.width
+        )
     load_weights(model, weights, architecture=card.architecture)
     return model.eval(), card
 
