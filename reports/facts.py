@@ -77,7 +77,9 @@ class RunFacts:
 
 NAMES: dict[str, str] = {
     "natural": "Natural",
+    "fgsm-rs": "FGSM-RS",
     "pgd": "PGD training",
+    "trades": "TRADES",
     "ibp": "IBP",
     "mixtrain": "MixTrain",
 }

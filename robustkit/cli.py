@@ -115,7 +115,7 @@ evaluation_options = _options(
 
 
 @cli.command()
-@click.option("--method", metavar="NAME", help="natural, pgd, ibp or mixtrain.  [default: mixtrain]")
+@click.option("--method", metavar="NAME", help="See `robustkit list methods`.  [default: mixtrain]")
 @click.option("--model", metavar="NAME", help="Architecture.  [default: the dataset's]")
 @click.option("--eps", type=Eps(), help="Radius to train for.  [default: the dataset's]")
 @click.option("--epochs", type=int, help="Passes over the training set.")

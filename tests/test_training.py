@@ -32,13 +32,17 @@ from robustkit.training import (
     train,
 )
 from robustkit.training.adversarial import PGDTraining
+from robustkit.training.fgsm import FGSMRS
 from robustkit.training.ibp import IBP
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
+from robustkit.training.trades import TRADES
 
 FAST: list[TrainingMethod] = [
     Natural(),
+    FGSMRS(),
     PGDTraining(steps=3),
+    TRADES(steps=3),
     IBP(),
     MixTrain(k=3, schedule="adaptive", clean_floor=0.5),
     MixTrain(k=2, bound="crown-ibp"),
@@ -130,6 +134,39 @@ def test_natural_loss_is_the_cross_entropy() -> None:
     assert loss.item() == functional.cross_entropy(model(x), y).item()
 
 
+def test_fgsm_rs_steps_once_from_a_point_of_the_ball(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, y), seen = networks.make("mlp").train(), batch(), []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    loss = FGSMRS().loss(Trainee(model, x[:1]), x, y, moment())
+    start, x_adv = seen
+    assert loss.item() == functional.cross_entropy(model(x_adv), y).item()
+    assert LinfBall(0.05).contains(start, x).all() and LinfBall(0.05).contains(x_adv, x).all()
+    assert (start != x).any()
+    start.requires_grad_()
+    gradient = torch.autograd.grad(functional.cross_entropy(model(start), y), start)[0]
+    torch.testing.assert_close(x_adv, LinfBall(0.05).project(start + 1.25 * 0.05 * gradient.sign(), x))
+
+
+def test_trades_adds_the_divergence_at_the_worst_point() -> None:
+    model, (x, y) = networks.make("mlp").train(), batch()
+    seen: list[Tensor] = []
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    loss = TRADES(beta=2.0, steps=7).loss(Trainee(model, x[:1]), x, y, moment(weight=2.0))
+    x_adv = seen[-1]
+    assert LinfBall(0.05).contains(x_adv, x).all()
+    clean, moved = model(x).softmax(dim=1), model(x_adv).softmax(dim=1)
+    divergence = (clean * (clean.log() - moved.log())).sum(dim=1)
+    torch.testing.assert_close(loss, functional.cross_entropy(model(x), y) + 2.0 * divergence.mean())
+    random = model(LinfBall(0.05).sample(x)).softmax(dim=1)
+    assert divergence.mean() > 2.0 * (clean * (clean.log() - random.log())).sum(dim=1).mean()
+
+
+def test_trades_without_beta_is_natural() -> None:
+    model, (x, y) = networks.make("mlp").train(), batch()
+    loss = TRADES(beta=0.0).loss(Trainee(model, x[:1]), x, y, moment(weight=0.0))
+    assert loss.item() == functional.cross_entropy(model(x), y).item()
+
+
 @pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
 def test_ibp_loss_mixes_natural_and_robust_loss_by_kappa(weight: float) -> None:
     model, (x, y) = networks.make("conv").train(), batch()
@@ -201,10 +238,7 @@ def test_the_gradient_reaches_every_parameter(method: TrainingMethod, kind: str)
 @pytest.mark.parametrize("method", [*FAST, MixTrain(mixing=1.0), MixTrain(mixing=0.0)], ids=repr)
 def test_running_statistics_move_once_a_step_by_the_clean_batch(method: TrainingMethod) -> None:
     model, (x, y) = networks.make("batch_norm").train(), batch()
-    if isinstance(method, PGDTraining):
-        method, now = replace(method, steps=1), moment(eps=0.0)
-    else:
-        now = moment()
+    now = moment(eps=0.0) if method.validation_bound is None else moment()  # an adversarial batch has its own
     expected = copy.deepcopy(model)
     expected(x)
     method.loss(Trainee(model, x[:1]), x, y, now)
@@ -540,6 +574,10 @@ def test_every_method_is_made_by_its_name() -> None:
         ("pgd", {"steps": 0}, "expected steps of at least 1, got 0"),
         ("pgd", {"rel_step_size": -1}, "expected rel_step_size of at least 0, got -1"),
         ("pgd", {"rel_step_size": math.nan}, "expected rel_step_size of at least 0, got nan"),
+        ("fgsm-rs", {"rel_step_size": 0.0}, "expected rel_step_size above 0, got 0.0"),
+        ("trades", {"beta": -1.0}, "expected beta of at least 0, got -1.0"),
+        ("trades", {"steps": 0}, "expected steps of at least 1, got 0"),
+        ("trades", {"rel_step_size": math.nan}, "expected rel_step_size of at least 0, got nan"),
         ("mixtrain", {"k": 0}, "expected k of at least 1, got 0"),
         ("mixtrain", {"mixing": 2}, "expected mixing in [0, 1], got 2"),
         ("mixtrain", {"bound": "crwn"}, "did you mean crown"),

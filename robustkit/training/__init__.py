@@ -8,12 +8,14 @@ from typing import Any
 from robustkit.config import build
 from robustkit.errors import unknown_name
 from robustkit.training.adversarial import PGDTraining
+from robustkit.training.fgsm import FGSMRS
 from robustkit.training.ibp import IBP
 from robustkit.training.loop import STATE_FILE, Plan, train
 from robustkit.training.method import Moment, Trainee, TrainingMethod
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
 from robustkit.training.schedules import EpochMetrics, EpsRamp
+from robustkit.training.trades import TRADES
 
 __all__ = [
     "METHODS",
@@ -28,8 +30,8 @@ __all__ = [
     "train",
 ]
 
-METHODS: dict[str, type[Natural] | type[PGDTraining] | type[IBP] | type[MixTrain]] = {
-    one.name: one for one in (Natural, PGDTraining, IBP, MixTrain)
+METHODS: dict[str, type[TrainingMethod]] = {
+    one.name: one for one in (Natural, FGSMRS, PGDTraining, TRADES, IBP, MixTrain)
 }
 """Every training method by name."""
 
