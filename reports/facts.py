@@ -81,6 +81,10 @@ NAMES: dict[str, str] = {
     "pgd": "PGD training",
     "trades": "TRADES",
     "ibp": "IBP",
+    "sabr": "SABR",
+    "mtl-ibp": "MTL-IBP",
+    "cc-ibp": "CC-IBP",
+    "exp-ibp": "Exp-IBP",
     "mixtrain": "MixTrain",
 }
 """How training methods are written in print."""

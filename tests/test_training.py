@@ -16,7 +16,7 @@ from robustkit.attacks import PGD, AttackResult
 from robustkit.bounds import BoundedNetwork, BoundMethod
 from robustkit.data import Dataset, Split
 from robustkit.errors import RobustkitError, UnsupportedLayerError, UsageError
-from robustkit.margins import robust_loss
+from robustkit.margins import logit_margins, margin_specification, robust_loss
 from robustkit.progress import Silent
 from robustkit.threat import LinfBall
 from robustkit.training import (
@@ -32,10 +32,12 @@ from robustkit.training import (
     train,
 )
 from robustkit.training.adversarial import PGDTraining
+from robustkit.training.expressive import CCIBP, MTLIBP, ExpIBP
 from robustkit.training.fgsm import FGSMRS
 from robustkit.training.ibp import IBP
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
+from robustkit.training.sabr import SABR
 from robustkit.training.trades import TRADES
 
 FAST: list[TrainingMethod] = [
@@ -44,6 +46,10 @@ FAST: list[TrainingMethod] = [
     PGDTraining(steps=3),
     TRADES(steps=3),
     IBP(),
+    SABR(steps=3),
+    MTLIBP(steps=2),
+    CCIBP(alpha=0.1, steps=2),
+    ExpIBP(alpha=0.1, steps=2),
     MixTrain(k=3, schedule="adaptive", clean_floor=0.5),
     MixTrain(k=2, bound="crown-ibp"),
 ]
@@ -159,6 +165,56 @@ def test_trades_adds_the_divergence_at_the_worst_point() -> None:
     torch.testing.assert_close(loss, functional.cross_entropy(model(x), y) + 2.0 * divergence.mean())
     random = model(LinfBall(0.05).sample(x)).softmax(dim=1)
     assert divergence.mean() > 2.0 * (clean * (clean.log() - random.log())).sum(dim=1).mean()
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv", "batch_norm"])
+def test_expressive_losses_combine_a_bound_and_an_attack(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, y), seen = networks.make(kind).train(), batch(), spy_on_pgd(monkeypatch)
+    losses = {}
+    for method in (MTLIBP(alpha=0.3), CCIBP(alpha=0.3), ExpIBP(alpha=0.3)):
+        trainee = Trainee(copy.deepcopy(model), x[:1])
+        losses[method.name] = method.loss(trainee, x, y, moment(weight=0.3))
+        bounds = Trainee(copy.deepcopy(model), x[:1]).bounds
+        bounds(x)
+        proved = bounds.lower_margins(x, y, LinfBall(0.05), BoundMethod.IBP)
+        x_adv = seen[-1][3]
+        reached = bounds.lower_margins(x_adv, y, LinfBall(0.0), BoundMethod.IBP)
+        if kind != "batch_norm":
+            torch.testing.assert_close(reached, logit_margins(model(x_adv), y), atol=1e-5, rtol=1e-4)
+        ibp, adv = robust_loss(proved, y), robust_loss(reached, y)
+        expected = {
+            "mtl-ibp": 0.3 * ibp + 0.7 * adv,
+            "cc-ibp": robust_loss(0.3 * proved + 0.7 * reached, y),
+            "exp-ibp": ibp**0.3 * adv**0.7,
+        }
+        torch.testing.assert_close(losses[method.name], expected[method.name])
+        assert ibp > adv
+    assert losses["exp-ibp"] < losses["mtl-ibp"], "the geometric mean is below the arithmetic one"
+
+
+def test_the_attack_of_an_expressive_loss_has_a_radius_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, y), seen = networks.make("mlp").train(), batch(), spy_on_pgd(monkeypatch)
+    MTLIBP(attack_scale=2.1, steps=3).loss(Trainee(model, x[:1]), x, y, moment())
+    assert [ball.eps for _, ball, *_ in seen] == pytest.approx([2.1 * 0.05])
+    assert not LinfBall(0.05).contains(seen[0][3], x).all()
+
+
+@pytest.mark.parametrize("subselection", [0.1, 0.4, 1.0])
+def test_sabr_bounds_a_small_box_within_the_ball(subselection: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (x, y), seen = networks.make("mlp").train(), batch(), spy_on_pgd(monkeypatch)
+    method, trainee = SABR(subselection=subselection), Trainee(model, x[:1])
+    lb, ub = method.boxes(trainee, x, y, moment())
+    low, high = LinfBall(0.05).box(x)
+    assert (lb >= low - 1e-6).all() and (ub <= high + 1e-6).all() and (lb >= 0).all() and (ub <= 1).all()
+    inside = (lb > 1e-6) & (ub < 1 - 1e-6)
+    assert ((ub - lb)[inside] - 2 * subselection * 0.05).abs().max() < 1e-6
+    nearest = torch.minimum(torch.maximum(seen[0][3], lb), ub)
+    assert (nearest - seen[0][3]).abs().max() <= 1e-6, "the attacked point lies in its box"
+    loss = method.loss(trainee, x, y, moment())
+    own, _ = trainee.bounds.output_bounds(lb, ub, margin_specification(y, 4), BoundMethod.IBP, upper=False)
+    torch.testing.assert_close(loss, robust_loss(own, y))
+    whole = robust_loss(trainee.bounds.lower_margins(x, y, LinfBall(0.05), BoundMethod.IBP), y)
+    assert loss <= whole + 1e-5
 
 
 def test_trades_without_beta_is_natural() -> None:
@@ -578,6 +634,10 @@ def test_every_method_is_made_by_its_name() -> None:
         ("trades", {"beta": -1.0}, "expected beta of at least 0, got -1.0"),
         ("trades", {"steps": 0}, "expected steps of at least 1, got 0"),
         ("trades", {"rel_step_size": math.nan}, "expected rel_step_size of at least 0, got nan"),
+        ("sabr", {"subselection": 0.0}, "expected subselection in (0, 1], got 0.0"),
+        ("mtl-ibp", {"alpha": 1.2}, "expected alpha in [0, 1], got 1.2"),
+        ("cc-ibp", {"attack_scale": 0.0}, "expected attack_scale above 0, got 0.0"),
+        ("exp-ibp", {"steps": 0}, "expected steps of at least 1, got 0"),
         ("mixtrain", {"k": 0}, "expected k of at least 1, got 0"),
         ("mixtrain", {"mixing": 2}, "expected mixing in [0, 1], got 2"),
         ("mixtrain", {"bound": "crwn"}, "did you mean crown"),

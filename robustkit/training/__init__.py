@@ -8,12 +8,14 @@ from typing import Any
 from robustkit.config import build
 from robustkit.errors import unknown_name
 from robustkit.training.adversarial import PGDTraining
+from robustkit.training.expressive import CCIBP, MTLIBP, ExpIBP
 from robustkit.training.fgsm import FGSMRS
 from robustkit.training.ibp import IBP
 from robustkit.training.loop import STATE_FILE, Plan, train
 from robustkit.training.method import Moment, Trainee, TrainingMethod
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
+from robustkit.training.sabr import SABR
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 from robustkit.training.trades import TRADES
 
@@ -31,7 +33,7 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[TrainingMethod]] = {
-    one.name: one for one in (Natural, FGSMRS, PGDTraining, TRADES, IBP, MixTrain)
+    one.name: one for one in (Natural, FGSMRS, PGDTraining, TRADES, IBP, SABR, MTLIBP, CCIBP, ExpIBP, MixTrain)
 }
 """Every training method by name."""
 

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from robustkit.attacks import PGD
 from robustkit.bounds import BoundMethod
 from robustkit.errors import UsageError
+from robustkit.threat import LinfBall
 from robustkit.training.method import Moment, Trainee
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 
@@ -53,9 +54,29 @@ class PGDTraining:
     def loss(self, trainee: Trainee, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         """Give the cross-entropy of the adversarial batch."""
         if moment.ball.eps > 0.0:
-            seed = int(torch.randint(2**31, (), generator=moment.generator))
             rel_step_size = self.rel_step_size or 2.5 / self.steps
-            attack = PGD(steps=self.steps, rel_step_size=rel_step_size, early_stop=False, seed=seed)
-            x = attack(trainee.model, x, y, moment.ball).x_adv
+            x = attacked(trainee.model, x, y, moment.ball, moment, steps=self.steps, rel_step_size=rel_step_size)
         logits: Tensor = trainee.model(x)
         return functional.cross_entropy(logits, y)
+
+
+def attacked(
+    model: nn.Module, x: Tensor, y: Tensor, ball: LinfBall, moment: Moment, *, steps: int, rel_step_size: float
+) -> Tensor:
+    """Give the point of highest loss that PGD finds around each sample, from a start drawn at this moment.
+
+    Args:
+        model: in any mode; attacked in eval mode.
+        x: inputs, shape ``(B, ...)``.
+        y: labels, shape ``(B,)``.
+        ball: the ball around each.
+        moment: source of the draw.
+        steps: gradient steps.
+        rel_step_size: step as a fraction of the ball's eps.
+
+    Returns:
+        Points of the shape of ``x``, in the ball, detached.
+    """
+    seed = int(torch.randint(2**31, (), generator=moment.generator))
+    attack = PGD(steps=steps, rel_step_size=rel_step_size, early_stop=False, seed=seed)
+    return attack(model, x, y, ball).x_adv
