@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from robustkit import models
+from robustkit._process import use_full_precision
 from robustkit.config import Config, digest, plain
 from robustkit.data import Dataset, load_dataset
 from robustkit.errors import UsageError, unknown_name
@@ -51,6 +52,7 @@ def set_up(config: Config) -> torch.device:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     if config.deterministic != torch.are_deterministic_algorithms_enabled():  # the call loads half of torch
         torch.use_deterministic_algorithms(config.deterministic)
+    use_full_precision()
     torch.manual_seed(config.seed)
     return torch.device("cuda" if found and config.device != "cpu" else "cpu")
 

@@ -154,7 +154,7 @@ def test_datasets_that_cannot_be_meant(empty: Path) -> None:
     cases = {
         "bright": ({"x_train": x * 3, "y_train": y, "x_test": x, "y_test": y}, "[0, 1]"),
         "label": ({"x_train": x, "y_train": y - 1, "x_test": x, "y_test": y}, "label"),
-        "empty": ({"x_train": x[:0], "y_train": y[:0], "x_test": x[:0], "y_test": y[:0]}, "bad-empty, got none"),
+        "empty": ({"x_train": x[:0], "y_train": y[:0], "x_test": x[:0], "y_test": y[:0]}, ", got none"),
     }
     for name, (arrays, part) in cases.items():
         np.savez(f"bad-{name}.npz", **arrays)

@@ -60,7 +60,7 @@ def violations(path: str, source: str) -> list[str]:
             found.append(f"{path} imports {top}")
         if own == "reports" and (top in {"torch", "torchvision"} or rest[:1] == ["models"]):
             found.append(f"{path} imports {name}")
-        if top != "robustkit" or not rest or rest[0] in {own, "__version__"}:
+        if top != "robustkit" or not rest or rest[0] in {own, "__version__", "_process"}:
             continue
         other = rest[0]
         if LAYER[other] > LAYER[own]:

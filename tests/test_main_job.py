@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner, Result
@@ -257,6 +258,19 @@ def test_a_run_is_the_same_wherever_its_data_lie() -> None:
 
     assert name() == name(data={"root": "elsewhere"}, verify={"n": 3}, train={"options": {"pgd": {"steps": 3}}})
     assert len({name(), name(seed=1), name(data={"train_n": 9}), name(train={"options": {"mixtrain": {"k": 2}}})}) == 4
+
+
+def test_results_of_other_data_of_the_same_name_are_not_taken_up(work: Path) -> None:
+    draw = np.random.default_rng(0)
+    for place in ("a", "b"):
+        Path(place).mkdir()
+        np.savez(f"{place}/set.npz", images=draw.random((12, 1, 8, 8), dtype=np.float32), labels=np.arange(12) % 10)
+        robustkit("verify", "--dataset", f"{place}/set.npz", "--method", "ibp", "--eps", "0.01")
+    tables = [read_table(path) for path in sorted((only_run(work).path / "results").glob("verify-ibp-eps0.01-*.csv"))]
+    assert [len(table) for table in tables] == [12, 12]
+    assert len({table["dataset"].iloc[0] for table in tables}) == 2
+    assert tables[0]["margin"].tolist() != tables[1]["margin"].tolist()
+    assert robustkit("attack", "--dataset", "b/set.npz", "--method", "fgsm", "--eps", "0.01").exit_code == 0
 
 
 def test_runs_that_train_alike_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

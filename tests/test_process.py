@@ -59,3 +59,24 @@ def test_threads_wait_without_spinning_unless_told_otherwise(before: str | None,
     code = "import os, robustkit; print(os.environ['OMP_WAIT_POLICY'])"
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == after
+
+
+def test_nothing_is_proved_in_tf32() -> None:
+    import torch
+    from torch import nn
+
+    from robustkit.bounds import BoundedNetwork
+    from robustkit.config import Config
+    from robustkit.networks import set_up
+
+    def coarse() -> tuple[bool, bool]:
+        return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+    for prepare in (
+        lambda: set_up(Config()),
+        lambda: BoundedNetwork(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), torch.zeros(1, 1, 2, 2)),
+    ):
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+        assert coarse() == (True, True)
+        prepare()
+        assert coarse() == (False, False)

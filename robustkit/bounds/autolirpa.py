@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustkit._process import use_full_precision
 from robustkit.bounds._repairs import import_auto_lirpa, quiet
 from robustkit.bounds.layers import check_layers, check_operations
 from robustkit.bounds.method import BoundMethod
@@ -53,6 +54,7 @@ class BoundedNetwork:
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         check_layers(model)
+        use_full_precision()
         self.model = model
         self._example = example[:1].detach().clone()
         self._engines: dict[str, Any] = {}

@@ -24,13 +24,14 @@ def load_dataset(
         name: a name of ``dataset_names()``, a folder of images (``train/<class>/*.png`` and ``test/<class>/*.png``, or
             just ``<class>/*.png``; jpg too), or an ``.npz`` file (``x_train, y_train, x_test, y_test``, or ``images,
             labels`` for a set to evaluate on only).
-        root: where downloaded datasets lie; looked at before the environment variable ``ROBUSTKIT_DATA``, ``./data``
-            and ``../shared/data``.
+        root: where downloaded datasets lie; else the environment variable ``ROBUSTKIT_DATA``, ``./data`` and
+            ``../shared/data`` say where to look.
         download: fetch a dataset that is in none of these, into ``root`` or ``./data``.
         train_n: keep only the first so many training samples, counted after the split.
 
     Returns:
-        The dataset. One that brings only test samples has empty ``train`` and ``val``.
+        The dataset. One that brings only test samples has empty ``train`` and ``val``. The user's own sets are called
+        by their file or folder and a code of the content: results of other content are never taken for theirs.
 
     Raises:
         UsageError: an unknown name, or ``train_n`` below 1.
@@ -41,7 +42,8 @@ def load_dataset(
     if name in NAMED:
         return assemble(name, NAMED[name].profile, NAMED[name].read(root, download), train_n)
     raw = _read_own(name)
-    return assemble(Path(name).resolve().name.removesuffix(".npz"), _own_profile(raw), raw, train_n)
+    stem = Path(name).resolve().name.removesuffix(".npz")
+    return assemble(f"{stem}-{raw.code()}", _own_profile(raw), raw, train_n)
 
 
 def dataset_names() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,6 +119,15 @@ class Raw:
     y_test: Array | None = None
     index: Array | None = None
     index_test: Array | None = None
+
+    def code(self) -> str:
+        """Give eight hexadecimal digits of the content: sets of one name and other images are told apart by it."""
+        content = hashlib.sha256(repr(self.class_names).encode())
+        for one in (self.x, self.y, self.x_test, self.y_test, self.index, self.index_test):
+            if one is not None:
+                content.update(f"{one.dtype}{one.shape}".encode())
+                content.update(np.ascontiguousarray(one).data)
+        return content.hexdigest()[:8]
 
 
 def assemble(name: str, profile: Profile, raw: Raw, train_n: int | None = None) -> Dataset:
