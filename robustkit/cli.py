@@ -281,7 +281,8 @@ def _network(typed: dict[str, Any], own: dict[str, Any]) -> Network:
             raise UsageError(
                 f"expected --checkpoint with --model {typed['model']}: without weights there is nothing to judge"
             )
-        model = _given(name=typed["model"], checkpoint=typed["checkpoint"])
+        checkpoint = typed["checkpoint"] and str(Path(typed["checkpoint"]).resolve())
+        model = _given(name=typed["model"], checkpoint=checkpoint)
         return open_checkpoint(_config(typed, {**own, "model": model}), RUNS, out=_path(typed["out"]))
     run = Run(Path(typed["run_path"])) if typed["run_path"] else latest_run(RUNS)
     base = {**plain(run.config()), "device": "auto"}
@@ -294,19 +295,23 @@ def _figures(network: Network, tables: dict[str, pd.DataFrame]) -> dict[str, Any
 
     from robustkit.results import summarise
 
-    rows = summarise(pd.concat(tables.values(), ignore_index=True))
+    whole = pd.concat(tables.values(), ignore_index=True)
+    rows = summarise(whole)
     rows["n"] = rows["n"].astype(int)
-    top = rows[rows["eps"] == rows["eps"].max()]
+    top = rows[rows["eps"] == rows.groupby("kind")["eps"].transform("max")]
     attacked, verified = (top[top["kind"] == kind] for kind in ("attack", "verify"))
-    searched = pd.concat([attacked["robust"], verified["clean"] - verified["falsified"]])
     broke = len(attacked) or bool((verified["falsified"] > 0).any())
+    searched = whole[whole["eps"] == (attacked if len(attacked) else verified)["eps"].max()]
+    if len(attacked):  # what all attacks leave, of the samples they saw
+        searched = searched[searched["index"].isin(searched.loc[searched["kind"] == "attack", "index"])]
+    broken = searched["verdict"].isin(["misclassified", "falsified"]).groupby(searched["index"]).any()
     return {
         "run": str(network.run.path),
         "dataset": network.dataset.name,
         "n": int(rows["n"].min()),
         "eps": float(rows["eps"].max()),
         "clean": float(rows["clean"].min()),
-        "era": float(searched.min()) if broke else None,
+        "era": float(1.0 - broken.mean()) if broke else None,
         "vra": float(verified["robust"].max()) if len(verified) else None,
         "seconds": float(rows["seconds"].sum()),
         "evaluations": rows[

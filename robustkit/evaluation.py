@@ -62,8 +62,8 @@ def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter:
         raise UsageError(f"expected test samples in {network.dataset.name}, found none")
     tables = [
         _evaluate_one(network, kind, name, settings, eps, reporter)
-        for eps in settings.eps or network.config.attack.eps
-        for name in settings.methods
+        for eps in dict.fromkeys(settings.eps or network.config.attack.eps)
+        for name in dict.fromkeys(settings.methods)
     ]
     stop_at_clash(network)
     return pd.concat(tables, ignore_index=True)
@@ -106,7 +106,7 @@ def _evaluate_one(
     network: Network, kind: Kind, name: str, settings: EvaluationConfig, eps: float, reporter: Reporter
 ) -> pd.DataFrame:
     batches, described = _worker(network, kind, name, settings, eps)
-    store = _Store.open(network, f"{kind}-{name}-eps{eps:.6g}-{digest([described, network.dataset.name])}")
+    store = _Store.open(network, f"{kind}-{name}-eps{eps:.6g}-{digest([described, network.dataset.name, eps])}")
     split = network.dataset.test.take(settings.n)
     known = _among(split, store.table["index"])
     todo = Split(split.x[~known], split.y[~known], split.index[~known])
@@ -160,6 +160,7 @@ class _Store:
         examples_path = network.run.path / EXAMPLES / f"{name}.npz"
         table = read_table(path) if path.exists() else pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
         if (table["model"] != network.subject.model).any():  # of weights that stood here before
+            examples_path.unlink(missing_ok=True)
             return cls(path, examples_path, table.iloc[:0], None)
         return cls(path, examples_path, table, load_examples(examples_path) if examples_path.exists() else None)
 

@@ -10,14 +10,14 @@ import tomli_w
 
 from robustkit.attacks import Examples, load_examples
 from robustkit.config import Config, plain
-from robustkit.errors import RobustkitError
+from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation import evaluate
 from robustkit.experiment import Experiment
 from robustkit.files import replacing
 from robustkit.networks import open_checkpoint, train_network
 from robustkit.progress import Reporter
 from robustkit.reports import RunFacts, write_report
-from robustkit.runs import EXAMPLES, EXPERIMENT_FILE, Run
+from robustkit.runs import EXAMPLES, EXPERIMENT_FILE, RESULTS, Run
 from robustkit.training import make_method
 
 
@@ -33,10 +33,23 @@ def report(runs: Sequence[Run], out: Path, *, title: str) -> list[Path]:
         What was written.
 
     Raises:
-        RobustkitError: nothing has been evaluated, or a file cannot be written.
+        RobustkitError: nothing has been evaluated, results of two networks are mixed, or a file cannot be written.
+        UsageError: two runs have one name.
         SoundnessError: a sample is both verified and broken.
     """
-    table = pd.concat([run.table() for run in runs], ignore_index=True)
+    tables = [run.table() for run in runs]
+    for run, one in zip(runs, tables, strict=True):
+        if one["model"].nunique() > 1:
+            raise RobustkitError(
+                f"expected the results of one network in {run.path}, found those of weights that stood there before; "
+                f"remove {run.path / RESULTS} and evaluate again"
+            )
+        namesake = next(other for other in runs if other.name == run.name)
+        if namesake != run:
+            raise UsageError(
+                f"expected runs of different names, got {namesake.path} and {run.path}; rename one or report each apart"
+            )
+    table = pd.concat(tables, ignore_index=True)
     if not len(table):
         raise RobustkitError("expected evaluated runs, found no results; use `robustkit attack` or `verify` first")
     facts = [run_facts(run) for run in runs]

@@ -140,7 +140,7 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
         if not found:
             raise RobustkitError(f"expected a run directory at {path}, found none; `robustkit train` makes one")
         runs += found
-    return runs
+    return list({run.path.resolve(): run for run in runs}.values())
 
 
 def latest_run(root: Path) -> Run:

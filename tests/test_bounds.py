@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import networks
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from robustkit.bounds import BoundedNetwork, BoundMethod, autolirpa, intersect
 from robustkit.errors import RobustkitError, UnsupportedLayerError
@@ -268,3 +270,71 @@ def test_symbolic_bounds_on_the_authors_checkpoint_give_the_authors_value(shared
     with torch.no_grad():
         margins = network.lower_margins(x, y, LinfBall(0.3), BoundMethod.SYMBOLIC)
     assert certified(margins, y).double().mean().item() == pytest.approx(0.665)
+
+
+KERNEL = nn.Parameter(torch.arange(18.0).reshape(2, 1, 3, 3) / 18)
+
+
+class Functional(nn.Module):
+    """A network whose pooling, activation or product no module shows."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], features: int) -> None:
+        super().__init__()
+        self.function = function
+        self.kernel = KERNEL
+        self.head = nn.Linear(features, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.function(x).flatten(1))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("function", "features", "message"),
+    [
+        (lambda x: functional.avg_pool2d(x, 3, 2, padding=1), 9, "AveragePool .*stride equal to the kernel"),
+        (lambda x: functional.avg_pool2d(x, 3, 1), 16, "AveragePool .*stride equal to the kernel"),
+        (lambda x: functional.avg_pool2d(x, 4, 4, ceil_mode=True), 4, "cannot bound|cannot trace"),
+        (
+            lambda x: functional.avg_pool2d(x, 2, 2, divisor_override=3),
+            9,
+            "gives other logits|cannot bound|cannot trace",
+        ),
+        (lambda x: functional.leaky_relu(x, 1.7), 36, r"LeakyRelu .*negative slope in \[0, 1\] only, this one is 1.7"),
+        (lambda x: torch.matmul(x, x.transpose(2, 3)), 36, "MatMul .*product of two values"),
+        (lambda x: x * x, 36, "Mul .*product of two values|cannot bound the operation Pow"),
+    ],
+)
+def test_what_is_bounded_unsoundly_is_refused_where_no_module_shows_it(
+    function: Callable[[Tensor], Tensor], features: int, message: str
+) -> None:
+    with pytest.raises(UnsupportedLayerError, match=message):
+        BoundedNetwork(Functional(function, features).eval(), networks.inputs(1))
+
+
+@pytest.mark.parametrize("method", BoundMethod)
+def test_functional_pooling_without_padding_is_sound(method: BoundMethod) -> None:
+    torch.manual_seed(0)
+    model = Functional(lambda x: functional.avg_pool2d(x, 2), 9).eval()
+    x, y, ball = networks.inputs(3), torch.tensor([0, 1, 2]), LinfBall(0.1)
+    margins = BoundedNetwork(model, x).lower_margins(x, y, ball, method).detach()
+    assert (margins - worst_points(model, x, y, ball)).max() <= 1e-4
+
+
+def test_grouped_convolutions_are_refused_by_name() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, groups=2), nn.Flatten(), nn.Linear(64, 3)).eval()
+    with pytest.raises(UnsupportedLayerError, match="Conv2d at '0': its linear bounds are sound for groups=1 only"):
+        BoundedNetwork(model, torch.rand(1, 2, 6, 6))
+
+
+def test_weights_computed_in_the_forward_pass_are_refused() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.bias = nn.Parameter(torch.randn(4, 36)), nn.Parameter(torch.zeros(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return functional.linear(x.flatten(1), self.weight * 2.0, self.bias)
+
+    with pytest.raises(UnsupportedLayerError, match="computed in the forward pass"):
+        BoundedNetwork(Scaled().eval(), networks.inputs(1))

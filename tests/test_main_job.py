@@ -273,6 +273,51 @@ def test_results_of_other_data_of_the_same_name_are_not_taken_up(work: Path) -> 
     assert robustkit("attack", "--dataset", "b/set.npz", "--method", "fgsm", "--eps", "0.01").exit_code == 0
 
 
+def test_close_radii_and_repeated_ones_are_kept_apart(work: Path) -> None:
+    def figures(eps: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(
+            robustkit("verify", "--eps", eps, "--method", "ibp", "--n", "10", "--json").stdout
+        )
+        return found
+
+    assert figures("0.0313725")["eps"] == 0.0313725
+    assert figures("8/255")["eps"] == 8 / 255
+    twice = json.loads(robustkit("verify", "--eps", "0.01,0.01", "--method", "ibp,ibp", "--n", "10", "--json").stdout)
+    assert [one["n"] for one in twice["evaluations"]] == [10]
+
+
+def test_era_is_what_no_attack_breaks(work: Path) -> None:
+    done = robustkit("attack", "--method", "fgsm,pgd", "--eps", "0.1", "--json")
+    paths = (only_run(work).path / "results").glob("attack-*-eps0.1-*")
+    broken = [read_table(path).set_index("index")["verdict"].isin(["misclassified", "falsified"]) for path in paths]
+    assert len(broken) >= 2
+    assert json.loads(done.stdout)["era"] == pytest.approx(1.0 - pd.concat(broken, axis=1).any(axis=1).mean())
+
+
+def test_vra_is_judged_also_where_the_attack_went_further(work: Path) -> None:
+    settings = ["--set", "attack.eps=[0.001,0.002]", "--set", "verify.eps=[0.001]", "--set", 'verify.methods=["ibp"]']
+    done = robustkit("evaluate", *settings, "--n", "10", "--json", "--fail-under", "1.0")
+    assert json.loads(done.stdout)["vra"] is not None
+    assert done.exit_code == 4
+
+
+def test_a_report_counts_a_run_once_and_never_mixes_two(work: Path) -> None:
+    robustkit("verify", "--method", "ibp", "--n", "10", "--eps", "0.03")
+    run = only_run(work).path
+    once, twice = (robustkit("report", *[str(run)] * count, "--out", "report").stdout for count in (1, 2))
+    assert once == twice
+    shutil.copytree(run, Path("other") / run.name)
+    mixed = robustkit("report", str(run), "other")
+    assert mixed.exit_code == 2
+    assert "expected runs of different names" in mixed.stderr
+    path = next((run / "results").glob("verify-ibp-*.csv"))
+    table = read_table(path)
+    table.assign(model="other").to_csv(path.with_name("verify-older.csv"), index=False)
+    stale = robustkit("report", str(run))
+    assert stale.exit_code == 1
+    assert "weights that stood there before" in stale.stderr
+
+
 def test_runs_that_train_alike_are_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("twice.toml").write_text(

@@ -211,7 +211,9 @@ class BoundedNetwork:
             named = _seen(error, "unsupported_ops")
             what = ", ".join(node.op.removeprefix("onnx::") for node in named) if named else _first_line(error)
             raise UnsupportedLayerError(f"cannot trace the network for bounds: {what}") from error
-        check_operations([type(node).__name__.removeprefix("Bound") for node in engine._modules.values()])
+        check_operations(engine._modules.values())
+        if relaxation == ADAPTIVE:
+            _hold_against(engine, shell, self._example)
         _share_state(engine, self.model)
         return engine
 
@@ -262,6 +264,23 @@ class BoundedNetwork:
                 )
         if not bool((torch.isfinite(lb) & torch.isfinite(ub) & (lb <= ub)).all()):
             raise RobustkitError("expected a box with finite corners and lb <= ub; check the inputs for NaN")
+
+
+def _hold_against(engine: Any, shell: nn.Module, example: Tensor) -> None:
+    """Refuse a graph that computes something else than the network, or that CROWN does not bound exactly at a point."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.cat([example, torch.rand(3, *example.shape[1:], generator=draw).to(example)])
+    with torch.no_grad(), quiet():
+        expected, computed = shell(x), engine(x)
+        if not bool(torch.isfinite(expected).all()):
+            return  # every bound is refused for that, by a clearer message
+        lower, upper = engine.compute_bounds(x=(_box(x, x),), method="backward")
+    allowed = 1e-2 * (1.0 + expected.abs().amax())
+    if not all(bool(((one - expected).abs() <= allowed).all()) for one in (computed, lower, upper)):
+        raise UnsupportedLayerError(
+            "cannot bound this network: the traced graph gives other logits than the network itself; a layer is traced "
+            "or bounded wrongly, an option of a pooling layer perhaps"
+        )
 
 
 def _without_dropout(shell: nn.Module) -> nn.Module:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from torch import nn
 
 from robustkit.errors import UnsupportedLayerError
@@ -35,21 +38,48 @@ def check_layers(model: nn.Module) -> None:
             )
 
 
-def check_operations(operations: list[str]) -> None:
-    """Refuse the operations of a traced graph that no test covers.
+def check_operations(nodes: Iterable[Any]) -> None:
+    """Refuse the operations of a traced graph that no test covers, or that are known to be bounded unsoundly.
 
     Args:
-        operations: their names, in the order they are computed.
+        nodes: of auto-LiRPA's graph: each with its ``inputs``, and what the exporter knows of it in ``attr``.
 
     Raises:
         UnsupportedLayerError: names the operation and its place in the graph.
     """
-    for place, operation in enumerate(operations):
+    nodes = list(nodes)
+    variable: set[int] = set()
+    for place, node in enumerate(nodes):
+        operation = type(node).__name__.removeprefix("Bound")
+        where = f"the operation {operation} (number {place + 1} of {len(nodes)} in the traced graph)"
         if operation not in OPERATIONS:
-            raise UnsupportedLayerError(
-                f"cannot bound the operation {operation} (number {place + 1} of {len(operations)} in the traced "
-                f"graph); supported: {', '.join(sorted(OPERATIONS))}"
+            raise UnsupportedLayerError(f"cannot bound {where}; supported: {', '.join(sorted(OPERATIONS))}")
+        given = [one for one in node.inputs if id(one) in variable]
+        if operation == "Input" or given:
+            variable.add(id(node))
+        reason = _unsound(operation, node.attr or {}, len(given))
+        if operation in ("Linear", "Conv"):
+            stored = all(type(one).__name__ in ("BoundParams", "BoundBuffers") for one in node.inputs[1:])
+            reason = reason or (
+                None if stored else "its weights are computed in the forward pass; store them as they are"
             )
+        if reason:
+            raise UnsupportedLayerError(f"cannot bound {where}: {reason}")
+
+
+def _unsound(operation: str, attributes: Mapping[str, Any], variable_inputs: int) -> str | None:
+    """Say why an operation would be bounded unsoundly, if it would: functional use shows in no module."""
+    if operation == "AveragePool":
+        kernel, strides = attributes["kernel_shape"], attributes["strides"]
+        if any(attributes.get("pads") or ()) or attributes.get("ceil_mode") or list(kernel) != list(strides):
+            return "its bounds assume a stride equal to the kernel, no padding and ceil_mode=False"
+    if operation == "Conv" and attributes.get("group", 1) != 1:
+        return "its linear bounds are sound for groups=1 only"
+    if operation == "LeakyRelu" and not 0.0 <= attributes.get("alpha", 0.01) <= 1.0:
+        return f"its lines are sound for a negative slope in [0, 1] only, this one is {attributes['alpha']:g}"
+    if operation in ("MatMul", "Mul", "Div") and variable_inputs > 1:
+        return "a product of two values that depend on the input has no tested bound"
+    return None
 
 
 def _refusal(layer: nn.Module) -> str | None:
@@ -57,10 +87,16 @@ def _refusal(layer: nn.Module) -> str | None:
         return "max-pooling has no tested bound"
     if isinstance(layer, nn.LeakyReLU) and not 0.0 <= layer.negative_slope <= 1.0:
         return f"its lines are sound for a negative slope in [0, 1] only, this one is {layer.negative_slope}"
+    if isinstance(layer, nn.modules.conv._ConvNd) and layer.groups != 1:
+        return f"its linear bounds are sound for groups=1 only, this one has {layer.groups}"
     if isinstance(layer, nn.AvgPool2d):
-        padded = layer.padding not in (0, (0, 0))
-        if layer.ceil_mode or layer.divisor_override is not None or (padded and not layer.count_include_pad):
-            return "its bounds assume ceil_mode=False, count_include_pad=True and no divisor_override"
+        padded, apart = layer.padding not in (0, (0, 0)), _pair(layer.kernel_size) == _pair(layer.stride)
+        if layer.ceil_mode or layer.divisor_override is not None or padded or not apart:
+            return "its bounds assume a stride equal to the kernel, no padding, ceil_mode=False and no divisor_override"
     if isinstance(layer, nn.modules.batchnorm._BatchNorm) and not (layer.affine and layer.track_running_stats):
         return "batch norm needs affine=True and track_running_stats=True"
     return None
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return size if isinstance(size, tuple) else (size, size)
