@@ -93,13 +93,16 @@ def _evidence(network: Network, clashes: pd.DataFrame) -> Examples:
     rows = _among(split, clashes["index"])
     x, y, index = (one[rows].numpy() for one in (split.x, split.y, split.index))
     x_adv, predicted = x.copy(), y.copy()
+    eps = float(clashes["eps"].max())
     for path in sorted((network.run.path / EXAMPLES).glob("*.npz")):
         kept = load_examples(path)
+        if kept.eps > eps:  # a point of a larger ball contradicts nothing
+            continue
         for place, one in enumerate(index):
             found = np.flatnonzero(kept.index == one)
             if len(found):
                 x_adv[place], predicted[place] = kept.x_adv[found[0]], kept.predicted[found[0]]
-    return Examples(x, x_adv, y, predicted, index, float(clashes["eps"].max()))
+    return Examples(x, x_adv, y, predicted, index, eps)
 
 
 def _evaluate_one(

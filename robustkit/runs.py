@@ -72,8 +72,9 @@ class Run:
                 )
         with replacing(self.path / CONFIG_FILE) as file:
             file.write(tomli_w.dumps(settings))
-        with replacing(self.path / ENVIRONMENT_FILE) as file:
-            json.dump(environment(), file, indent=2)
+        if not (self.trained and (self.path / ENVIRONMENT_FILE).exists()):  # it says where the network was trained
+            with replacing(self.path / ENVIRONMENT_FILE) as file:
+                json.dump(environment(), file, indent=2)
 
     def config(self) -> Config:
         """Read the configuration the run was made from.
