@@ -1,6 +1,7 @@
 import copy
 import math
 import re
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from robustkit.training.adversarial import PGDTraining
 from robustkit.training.expressive import CCIBP, MTLIBP, ExpIBP
 from robustkit.training.fgsm import FGSMRS
 from robustkit.training.ibp import IBP
+from robustkit.training.method import Share
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
 from robustkit.training.sabr import SABR
@@ -268,9 +270,30 @@ def test_mixtrain_mixes_as_often_as_asked(monkeypatch: pytest.MonkeyPatch) -> No
     model, (x, y) = networks.make("mlp"), batch()
     trainee, now = Trainee(model, x[:1]), moment()
     for _ in range(200):
-        MixTrain(k=20, mixing=0.8).loss(trainee, x, y, now)
+        MixTrain(k=5, mixing=0.8).loss(trainee, x, y, now)
     assert 140 <= len(drawn) <= 180
-    assert set(drawn) == {12}, "no more rows than the batch holds"
+    assert set(drawn) == {5}
+
+
+def test_mixtrain_refuses_a_k_larger_than_the_batch(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r"expected train.options.mixtrain.k at most the batch of 10, got 11; lower it"
+    ):
+        fit(tmp_path, MixTrain(k=11))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [Natural(), FGSMRS(), PGDTraining(steps=3), TRADES(steps=3), SABR(steps=3), MTLIBP(steps=2), MixTrain(k=5)],
+)
+def test_shares_of_a_batch_have_the_mean_loss_of_the_whole(method: TrainingMethod) -> None:
+    model, (x, y) = networks.make("mlp"), batch()
+
+    def loss(share: Share) -> float:
+        here = replace(moment(), share=share)
+        return method.loss(Trainee(model, x[:1]), share.take(x), share.take(y), here).item()
+
+    assert statistics.mean(loss(Share(part, 3)) for part in range(3)) == pytest.approx(loss(Share()), rel=1e-5)
 
 
 def test_mixtrain_follows_the_schedule_it_is_told() -> None:

@@ -14,7 +14,7 @@ from robustkit.attacks import PGD
 from robustkit.bounds import BoundMethod
 from robustkit.errors import UsageError
 from robustkit.threat import LinfBall
-from robustkit.training.method import Moment, Trainee
+from robustkit.training.method import Initialisation, Moment, Trainee
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 
 
@@ -33,6 +33,8 @@ class PGDTraining:
     """
 
     name: ClassVar[str] = "pgd"
+    formula: ClassVar[str] = "CE(f(x'), y), x' by PGD over the ball"
+    initialisation: ClassVar[Initialisation] = "default"
     steps: int = 40
     rel_step_size: float = 0.0
 
@@ -79,4 +81,4 @@ def attacked(
     """
     seed = int(torch.randint(2**31, (), generator=moment.generator))
     attack = PGD(steps=steps, rel_step_size=rel_step_size, early_stop=False, seed=seed)
-    return attack(model, x, y, ball).x_adv
+    return attack(model, x, y, ball, moment.places(x)).x_adv

@@ -15,7 +15,7 @@ from robustkit.errors import UsageError
 from robustkit.margins import margin_specification, robust_loss
 from robustkit.threat import LinfBall
 from robustkit.training.adversarial import attacked
-from robustkit.training.method import Moment, Trainee
+from robustkit.training.method import Initialisation, Moment, Trainee
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 
 
@@ -84,6 +84,8 @@ class MTLIBP(_Expressive):
     """
 
     name: ClassVar[str] = "mtl-ibp"
+    formula: ClassVar[str] = "alpha * CE(-margins) + (1 - alpha) * CE(f(x'), y)"
+    initialisation: ClassVar[Initialisation] = "default"
 
     def combine(self, proved: Tensor, seen: Tensor, y: Tensor, alpha: float) -> Tensor:
         """Add the losses."""
@@ -98,6 +100,8 @@ class CCIBP(_Expressive):
     """
 
     name: ClassVar[str] = "cc-ibp"
+    formula: ClassVar[str] = "CE(-(alpha * margins + (1 - alpha) * margins at x'))"
+    initialisation: ClassVar[Initialisation] = "default"
 
     def combine(self, proved: Tensor, seen: Tensor, y: Tensor, alpha: float) -> Tensor:
         """Add the margins."""
@@ -112,6 +116,8 @@ class ExpIBP(_Expressive):
     """
 
     name: ClassVar[str] = "exp-ibp"
+    formula: ClassVar[str] = "CE(-margins)**alpha * CE(f(x'), y)**(1 - alpha)"
+    initialisation: ClassVar[Initialisation] = "default"
 
     def combine(self, proved: Tensor, seen: Tensor, y: Tensor, alpha: float) -> Tensor:
         """Multiply the powers of the losses."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 from robustkit.attacks.base import evaluating
 from robustkit.bounds import BoundMethod
 from robustkit.errors import UsageError
-from robustkit.training.method import Moment, Trainee
+from robustkit.training.method import Initialisation, Moment, Trainee
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 
 
@@ -31,6 +31,8 @@ class FGSMRS:
     """
 
     name: ClassVar[str] = "fgsm-rs"
+    formula: ClassVar[str] = "CE(f(x'), y), x' one step of rel_step_size * eps from a uniform point of the ball"
+    initialisation: ClassVar[Initialisation] = "default"
     rel_step_size: float = 1.25
 
     def __post_init__(self) -> None:
@@ -55,7 +57,7 @@ class FGSMRS:
 
     def _step(self, trainee: Trainee, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         ball = moment.ball
-        noise = torch.rand(x.shape, generator=moment.generator).to(x)
+        noise = moment.uniform(x)
         with evaluating(trainee.model):
             start = ball.project(x + (2.0 * noise - 1.0) * ball.eps, x).requires_grad_()
             loss = functional.cross_entropy(trainee.model(start), y)

@@ -12,7 +12,7 @@ from torch.nn import functional
 from robustkit.bounds import BoundMethod
 from robustkit.errors import UsageError
 from robustkit.margins import robust_loss
-from robustkit.training.method import Moment, Trainee
+from robustkit.training.method import Initialisation, Moment, Trainee
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 
 
@@ -29,6 +29,8 @@ class IBP:
     """
 
     name: ClassVar[str] = "ibp"
+    formula: ClassVar[str] = "kappa * CE(f(x), y) + (1 - kappa) * CE(-margins), margins by intervals"
+    initialisation: ClassVar[Initialisation] = "default"
     kappa_end: float = 0.5
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from torch.nn import functional
 from robustkit.bounds import BoundMethod
 from robustkit.errors import UsageError
 from robustkit.margins import robust_loss
-from robustkit.training.method import Moment, Trainee
+from robustkit.training.method import Initialisation, Moment, Trainee
 from robustkit.training.schedules import EpochMetrics, EpsRamp, adaptive_weight, published_weight
 
 
@@ -40,6 +40,8 @@ class MixTrain:
     """
 
     name: ClassVar[str] = "mixtrain"
+    formula: ClassVar[str] = "CE(f(x), y) + weight * CE(-margins) of k samples, margins by symbolic bounds"
+    initialisation: ClassVar[Initialisation] = "default"
     k: int = 5
     mixing: float = 0.8
     bound: Literal["symbolic", "ibp", "crown-ibp", "crown"] = "symbolic"
@@ -84,12 +86,26 @@ class MixTrain:
         )
 
     def loss(self, trainee: Trainee, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
-        """Give the natural loss of the batch, and most of the time the robust loss of a few samples with it."""
+        """Give the natural loss of the batch, and most of the time the robust loss of a few samples with it.
+
+        Raises:
+            UsageError: ``k`` is larger than the batch.
+        """
+        batch, share = len(y) * moment.share.of, moment.share
+        if self.k > batch:
+            raise UsageError(
+                f"expected train.options.mixtrain.k at most the batch of {batch}, got {self.k}; "
+                "lower it or raise train.batch_size"
+            )
         if torch.rand((), generator=moment.generator).item() >= self.mixing:
             logits: Tensor = trainee.model(x)
             return functional.cross_entropy(logits, y)
-        few = torch.randint(len(y), (min(self.k, len(y)),), generator=moment.generator).to(y.device)
+        drawn = torch.randint(batch, (self.k,), generator=moment.generator)
+        few = (drawn[drawn % share.of == share.part] // share.of).to(y.device)
         natural = functional.cross_entropy(trainee.bounds(x), y)  # batch norm bounds with this batch's statistics
+        if not len(few):
+            return natural
         bound = BoundMethod(self.bound)
         margins = trainee.bounds.lower_margins(x[few], y[few], moment.ball, bound, intervals_first=True)
-        return natural + moment.weight * robust_loss(margins, y[few])
+        robust = robust_loss(margins, y[few]) * (len(few) * share.of / self.k)
+        return natural + moment.weight * robust

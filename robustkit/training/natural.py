@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustkit.bounds import BoundMethod
-from robustkit.training.method import Moment, Trainee
+from robustkit.training.method import Initialisation, Moment, Trainee
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 
 
@@ -19,6 +19,8 @@ class Natural:
     """Minimise the cross-entropy of the clean samples."""
 
     name: ClassVar[str] = "natural"
+    formula: ClassVar[str] = "CE(f(x), y)"
+    initialisation: ClassVar[Initialisation] = "default"
 
     @property
     def validation_bound(self) -> BoundMethod | None:

@@ -14,7 +14,7 @@ from robustkit.errors import UsageError
 from robustkit.margins import margin_specification, robust_loss
 from robustkit.threat import LinfBall
 from robustkit.training.adversarial import attacked
-from robustkit.training.method import Moment, Trainee
+from robustkit.training.method import Initialisation, Moment, Trainee
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 
 
@@ -35,6 +35,8 @@ class SABR:
     """
 
     name: ClassVar[str] = "sabr"
+    formula: ClassVar[str] = "CE(-margins) by intervals over a box of subselection * eps around x' by PGD"
+    initialisation: ClassVar[Initialisation] = "default"
     subselection: float = 0.4
     steps: int = 8
     rel_step_size: float = 0.5

@@ -14,7 +14,7 @@ from robustkit.attacks.base import evaluating
 from robustkit.attacks.pgd import pgd_steps
 from robustkit.bounds import BoundMethod
 from robustkit.errors import UsageError
-from robustkit.training.method import Moment, Trainee
+from robustkit.training.method import Initialisation, Moment, Trainee
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 
 START_DEVIATION = 0.001
@@ -37,6 +37,8 @@ class TRADES:
     """
 
     name: ClassVar[str] = "trades"
+    formula: ClassVar[str] = "CE(f(x), y) + beta * KL(f(x) || f(x')), x' by PGD on the KL"
+    initialisation: ClassVar[Initialisation] = "default"
     beta: float = 6.0
     steps: int = 10
     rel_step_size: float = 0.0
@@ -71,7 +73,7 @@ class TRADES:
 
     def _attack(self, trainee: Trainee, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         ball, model = moment.ball, trainee.model
-        noise = torch.randn(x.shape, generator=moment.generator).to(x)
+        noise = moment.normal(x)
         with evaluating(model):
             with torch.no_grad():
                 target = functional.softmax(model(x), dim=1)
