@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustkit.bounds import BoundedNetwork, BoundMethod, autolirpa, intersect
+from robustkit.bounds import BoundedNetwork, BoundMethod, intersect
+from robustkit.bounds import network as bounds_network
 from robustkit.errors import RobustkitError, UnsupportedLayerError
 from robustkit.margins import certified, logit_margins
 from robustkit.threat import LinfBall
@@ -184,7 +185,7 @@ def test_a_split_batch_has_the_same_bounds(monkeypatch: pytest.MonkeyPatch) -> N
     network = bounded("conv")
     x, y = networks.inputs(7), torch.arange(7) % 4
     whole = network.lower_margins(x, y, LinfBall(0.1), BoundMethod.CROWN).detach()
-    monkeypatch.setitem(autolirpa.BUDGET, "cpu", 1)
+    monkeypatch.setitem(bounds_network.BUDGET, "cpu", 1)
     split = network.lower_margins(x, y, LinfBall(0.1), BoundMethod.CROWN).detach()
     torch.testing.assert_close(split, whole)
 
@@ -236,7 +237,7 @@ def test_after_a_failure_the_engine_is_built_anew(monkeypatch: pytest.MonkeyPatc
     network = bounded("mlp")
     x, y = networks.inputs(2), torch.tensor([0, 1])
     expected = network.lower_margins(x, y, LinfBall(0.1), BoundMethod.CROWN).detach()
-    broken = network._engines["adaptive"]
+    broken = network._engine._modules["adaptive"]
 
     def fail(**_: object) -> None:
         raise NotImplementedError("no such thing")
@@ -245,7 +246,7 @@ def test_after_a_failure_the_engine_is_built_anew(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UnsupportedLayerError, match="crown bounds cannot carry this network: no such thing"):
         network.lower_margins(x, y, LinfBall(0.1), BoundMethod.CROWN)
     torch.testing.assert_close(network.lower_margins(x, y, LinfBall(0.1), BoundMethod.CROWN).detach(), expected)
-    assert network._engines["adaptive"] is not broken
+    assert network._engine._modules["adaptive"] is not broken
 
 
 def test_the_engine_is_silent(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The one place that knows auto-LiRPA: a network prepared for bound propagation."""
+"""The one place that knows auto-LiRPA."""
 
 from __future__ import annotations
 
@@ -12,19 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustkit._process import use_full_precision
 from robustkit.bounds._repairs import import_auto_lirpa, quiet
-from robustkit.bounds.layers import check_layers, check_operations
+from robustkit.bounds.chain import Statistics
+from robustkit.bounds.layers import check_operations
 from robustkit.bounds.method import BoundMethod
 from robustkit.errors import RobustkitError, UnsupportedLayerError
-from robustkit.margins import margin_specification
-from robustkit.threat import LinfBall
-
-BUDGET = {"cpu": 2**23, "cuda": 2**27}
-"""Numbers that one coefficient matrix may hold outside training, by device; larger batches are split.
-
-On a CPU smaller parts stay in the caches: a quarter of the memory, and no more time.
-"""
 
 PARALLEL = "same-slope"
 ADAPTIVE = "adaptive"
@@ -38,144 +30,80 @@ CALLED = {
 }
 
 
-class BoundedNetwork:
-    """A network prepared for bound propagation; it shares its parameters and buffers.
-
-    Calling it computes the logits as the network does. In train mode batch norm bounds with the statistics of the
-    last such call, so call it on the clean batch first.
+class Engine:
+    """auto-LiRPA's modules of one network, one for each kind of lines, built when they are first needed.
 
     Args:
         model: on its device; its mode may change later, its layers may not.
         example: one input, shape ``(1, ...)``.
-
-    Raises:
-        UnsupportedLayerError: a layer cannot be bounded soundly; the layer is named.
     """
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
-        check_layers(model)
-        use_full_precision()
         self.model = model
-        self._example = example[:1].detach().clone()
-        self._engines: dict[str, Any] = {}
-        self._classes = int(self._engine(ADAPTIVE).final_shape[-1])
+        self._example = example
+        self._modules: dict[str, Any] = {}
+        self._norms = {
+            id(one.weight): one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)
+        }
 
     @property
-    def classes(self) -> int:
-        """Number of classes ``K``."""
-        return self._classes
+    def outputs(self) -> int:
+        """Number of outputs."""
+        return int(self._module(ADAPTIVE).final_shape[-1])
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Compute the logits of inputs ``(B, ...)``, shape ``(B, K)``; differentiable."""
-        self._refuse_dropout()
-        with self._working(ADAPTIVE) as engine:
-            logits: Tensor = engine(x)
+    @property
+    def sizes(self) -> list[int]:
+        """Sizes of what the operations of the graph give for one input."""
+        shapes = [getattr(node, "output_shape", None) for node in self._module(ADAPTIVE)._modules.values()]
+        return [math.prod(shape[1:]) for shape in shapes if shape is not None and len(shape) > 1]
+
+    def __call__(self, x: Tensor, statistics: Statistics) -> Tensor:
+        """Compute the outputs; batch norm in train mode leaves the statistics that it will bound with."""
+        with self._working(ADAPTIVE) as module:
+            logits: Tensor = module(x)
+        for node, layer in self._norms_in(module):
+            if layer.training:
+                statistics[layer] = node.current_mean, node.current_var
         return logits
 
-    def lower_margins(
-        self, x: Tensor, y: Tensor, ball: LinfBall, method: BoundMethod, *, intervals_first: bool = False
-    ) -> Tensor:
-        """Bound the margin matrix over the ball around each sample from below.
-
-        Args:
-            x: inputs, shape ``(B, ...)``, in the pixel range.
-            y: labels, shape ``(B,)``.
-            ball: the ball around each input.
-            method: the bound method.
-            intervals_first: see ``output_bounds``.
-
-        Returns:
-            Shape ``(B, K)``, column ``y`` zero, minus infinity where nothing is proved. Differentiable in the
-            parameters, except for alpha-CROWN.
-
-        Raises:
-            RobustkitError: a parameter is not finite.
-            UnsupportedLayerError: the method cannot carry a layer of this network.
-        """
-        lb, ub = ball.box(x)
-        specification = margin_specification(y, self.classes)
-        lower, _ = self.output_bounds(lb, ub, specification, method, upper=False, intervals_first=intervals_first)
-        own = nn.functional.one_hot(y, self.classes).bool()
-        return lower.masked_fill(own, 0.0)
-
-    def output_bounds(
+    def bounds(
         self,
         lb: Tensor,
         ub: Tensor,
         specification: Tensor,
         method: BoundMethod,
-        *,
-        upper: bool = True,
-        intervals_first: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Bound ``C @ logits`` over a box of inputs.
-
-        Args:
-            lb: lower corners, shape ``(B, ...)``.
-            ub: upper corners, of the same shape, ``lb <= ub``.
-            specification: ``C``, shape ``(B, R, K)``.
-            method: the bound method.
-            upper: also bound from above; without, the upper bounds are infinite.
-            intervals_first: let intervals say which neurons are stable and bound only the others linearly. Sound as
-                well; symbolic bounds become two to four times faster and a few percent looser in their loss, which
-                suits training. The other methods bound so anyway, or not at all.
-
-        Returns:
-            ``lower, upper``, each ``(B, R)``; infinite where the engine gave NaN or bounds that cross.
-
-        Raises:
-            RobustkitError: a parameter or a corner is not finite.
-            UnsupportedLayerError: the method cannot carry a layer of this network.
-        """
-        self._refuse_dropout()
-        self._refuse_unusable(lb, ub)
-        size = len(lb) if torch.is_grad_enabled() and self.model.training else self._chunk(len(lb))
-        parts = zip(*(torch.split(one, size) for one in (lb, ub, specification)), strict=True)
-        bounds = [_settle(*self._bounds(low, high, rows, method, upper, intervals_first)) for low, high, rows in parts]
-        return torch.cat([one[0] for one in bounds]), torch.cat([one[1] for one in bounds])
-
-    @torch.no_grad()
-    def input_coefficients(self, lb: Tensor, ub: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
-        """Give the symbolic upper bound of ``C @ logits`` over a box: its input coefficients, and its greatest value.
-
-        Intervals say first which neurons are stable (see ``output_bounds``): on small boxes that loses next to nothing.
-
-        Args:
-            lb: lower corners, shape ``(B, ...)``.
-            ub: upper corners, of the same shape.
-            specification: ``C``, shape ``(B, R, K)``.
-
-        Returns:
-            The coefficients, shape ``(B, R, ...)``, and the upper bounds, shape ``(B, R)``.
-
-        Source: Wang et al. 2019, arXiv 1906.02282: the interval gradient.
-        """
-        self._refuse_dropout()
-        self._refuse_unusable(lb, ub)
-        size = self._chunk(len(lb))
-        parts = zip(*(torch.split(one, size) for one in (lb, ub, specification)), strict=True)
-        found = [self._coefficients(low, high, rows) for low, high, rows in parts]
-        return torch.cat([one[0] for one in found]), torch.cat([one[1] for one in found])
-
-    def _bounds(
-        self, lb: Tensor, ub: Tensor, specification: Tensor, method: BoundMethod, upper: bool, intervals_first: bool
+        upper: bool,
+        intervals_first: bool,
+        statistics: Statistics,
     ) -> tuple[Tensor, Tensor | None]:
-        relaxation = RELAXATION[method]
-        with self._working(relaxation, method) as engine:
+        """Bound ``C @ outputs`` over a box; see ``BoundedNetwork.output_bounds``."""
+        with self._working(RELAXATION[method], method, statistics) as module:
             inputs = (_box(lb, ub),)
             if method is BoundMethod.ALPHA_CROWN:
-                return _optimised(engine, inputs, specification, upper)
-            with _intervals_first(engine) if intervals_first else contextlib.nullcontext():
-                lower, above = engine.compute_bounds(
+                return _optimised(module, inputs, specification, upper)
+            with _intervals_first(module) if intervals_first else contextlib.nullcontext():
+                lower, above = module.compute_bounds(
                     x=inputs, C=specification, method=CALLED[method], bound_lower=True, bound_upper=upper
                 )
             return lower, above if upper else None
 
-    def _coefficients(self, lb: Tensor, ub: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
-        with self._working(PARALLEL, BoundMethod.SYMBOLIC) as engine:
-            source, final = engine.input_name[0], engine.final_name
-            with _intervals_first(engine):
-                _, upper, coefficients = engine.compute_bounds(
+    def interval_pass(
+        self, lb: Tensor, ub: Tensor, specification: Tensor, statistics: Statistics
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Bound ``C @ outputs`` and the input of every ReLU; see ``BoundedNetwork.interval_pass``."""
+        with self._working(ADAPTIVE, BoundMethod.IBP, statistics) as module:
+            lower, _ = module.compute_bounds(x=(_box(lb, ub),), C=specification, method="IBP", bound_upper=False)
+            relus = [node for node in module._modules.values() if type(node).__name__ == "BoundRelu"]
+            return lower, [tuple(node.inputs[0].interval) for node in relus]
+
+    def coefficients(
+        self, lb: Tensor, ub: Tensor, specification: Tensor, statistics: Statistics
+    ) -> tuple[Tensor, Tensor]:
+        """Give symbolic upper bounds and their input coefficients; see ``BoundedNetwork.input_coefficients``."""
+        with self._working(PARALLEL, BoundMethod.SYMBOLIC, statistics) as module:
+            source, final = module.input_name[0], module.final_name
+            with _intervals_first(module):
+                _, upper, coefficients = module.compute_bounds(
                     x=(_box(lb, ub),),
                     C=specification,
                     method="backward",
@@ -187,11 +115,17 @@ class BoundedNetwork:
             found: Tensor = coefficients[final][source]["uA"]
             return found.reshape(*specification.shape[:2], *lb.shape[1:]), upper
 
-    def _engine(self, relaxation: str) -> Any:
+    def _module(self, relaxation: str) -> Any:
         """Build the library's module for one relaxation, or give the one that stands."""
-        if relaxation not in self._engines:
-            self._engines[relaxation] = self._build(relaxation)
-        return self._engines[relaxation]
+        if relaxation not in self._modules:
+            self._modules[relaxation] = self._build(relaxation)
+        return self._modules[relaxation]
+
+    def _norms_in(self, module: Any) -> Iterator[tuple[Any, nn.Module]]:
+        """Give each batch norm of the graph with the layer it stands for."""
+        for node in module._modules.values():
+            if type(node).__name__ == "BoundBatchNormalization":
+                yield node, self._norms[id(node.inputs[1].param)]
 
     def _build(self, relaxation: str) -> Any:
         library = import_auto_lirpa()
@@ -218,52 +152,29 @@ class BoundedNetwork:
         return engine
 
     @contextlib.contextmanager
-    def _working(self, relaxation: str, method: BoundMethod | None = None) -> Iterator[Any]:
-        """Lend an engine in the network's own mode; one that broke off is thrown away, for it is left half-done."""
-        engine = self._engine(relaxation)
-        engine.train(self.model.training)
-        if relaxation != ADAPTIVE and self.model.training:
-            _copy_batch_statistics(self._engines.get(ADAPTIVE), engine)
+    def _working(
+        self, relaxation: str, method: BoundMethod | None = None, statistics: Statistics | None = None
+    ) -> Iterator[Any]:
+        """Lend a module in the network's own mode; one that broke off is thrown away, for it is left half-done."""
+        module = self._module(relaxation)
+        module.train(self.model.training)
+        for node, layer in self._norms_in(module):
+            node.train(layer.training)
+            if layer.training and statistics is not None:
+                node.current_mean, node.current_var = statistics[layer]
         try:
             with _parameters_as_they_were(self.model), quiet():
-                yield engine
+                yield module
         except (torch.OutOfMemoryError, KeyboardInterrupt, RobustkitError):
-            self._engines.pop(relaxation, None)
+            self._modules.pop(relaxation, None)
             raise
         except Exception as error:
-            self._engines.pop(relaxation, None)
+            self._modules.pop(relaxation, None)
             asked = f"{method.value} bounds" if method else "the bound engine"
             where = _culprit(error)
             raise UnsupportedLayerError(
                 f"{asked} cannot carry this network{where}: {_first_line(error)}; try another bound method"
             ) from error
-
-    def _chunk(self, batch: int) -> int:
-        """Give how many samples can be bounded at once within the budget."""
-        widths = [math.prod(layer.weight.shape[:1]) for layer in self.model.modules() if isinstance(layer, nn.Linear)]
-        engine = self._engine(ADAPTIVE)
-        shapes = [getattr(node, "output_shape", None) for node in engine._modules.values()]
-        largest = max((math.prod(shape[1:]) for shape in shapes if shape is not None and len(shape) > 1), default=1)
-        return max(
-            1, min(batch, BUDGET.get(self._example.device.type, BUDGET["cpu"]) // (max(widths, default=1) * largest))
-        )
-
-    def _refuse_dropout(self) -> None:
-        if self.model.training:
-            for name, layer in self.model.named_modules():
-                if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0:
-                    raise UnsupportedLayerError(
-                        f"cannot bound Dropout at {name!r} in train mode; remove it, or train without bounds"
-                    )
-
-    def _refuse_unusable(self, lb: Tensor, ub: Tensor) -> None:
-        for name, value in self.model.state_dict(keep_vars=True).items():
-            if value.is_floating_point() and not bool(torch.isfinite(value.detach()).all()):
-                raise RobustkitError(
-                    f"expected finite weights, but {name!r} holds NaN or infinity; train or load again"
-                )
-        if not bool((torch.isfinite(lb) & torch.isfinite(ub) & (lb <= ub)).all()):
-            raise RobustkitError("expected a box with finite corners and lb <= ub; check the inputs for NaN")
 
 
 def _hold_against(engine: Any, shell: nn.Module, example: Tensor) -> None:
@@ -325,16 +236,6 @@ def _optimised(engine: Any, inputs: tuple[Any], specification: Tensor, upper: bo
     return lower, torch.fmin(above, better[1]).detach() if upper else None
 
 
-def _settle(lower: Tensor, upper: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Turn what cannot be a bound into no bound at all."""
-    if upper is None:
-        return torch.where(lower.isnan(), -torch.inf, lower), torch.full_like(lower, torch.inf)
-    slack = 1e-5 * (1.0 + torch.maximum(lower.abs(), upper.abs()))
-    broken = lower.isnan() | upper.isnan() | (lower > upper + slack)
-    least, most = torch.minimum(lower, upper), torch.maximum(lower, upper)
-    return torch.where(broken, -torch.inf, least), torch.where(broken, torch.inf, most)
-
-
 @contextlib.contextmanager
 def _intervals_first(engine: Any) -> Iterator[None]:
     """Let intervals say which neurons are stable, so that only the others are bounded linearly."""
@@ -365,16 +266,6 @@ def _share_state(engine: Any, model: nn.Module) -> None:
             node._parameters["param"] = parameters[node.ori_name]
         if "buffer" in node._buffers:
             node._buffers["buffer"] = buffers.get(node.ori_name, parameters.get(node.ori_name))
-
-
-def _copy_batch_statistics(source: Any, target: Any) -> None:
-    """Carry the statistics of the last clean batch from one engine of the network to another."""
-    pairs = zip(source._modules.values(), target._modules.values(), strict=True) if source is not None else ()
-    for given, taking in pairs:
-        if type(given).__name__ == "BoundBatchNormalization":
-            if not hasattr(given, "current_mean"):
-                raise RobustkitError("expected a call on the clean batch before bounds of batch norm in train mode")
-            taking.current_mean, taking.current_var = given.current_mean, given.current_var
 
 
 def _culprit(error: BaseException) -> str:

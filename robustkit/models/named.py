@@ -110,6 +110,7 @@ def residual_net(blocks: Sequence[tuple[int, bool]], hidden: int, *, wide_stem: 
 
 
 _SMALL = conv_net([(1, 4, 2), (2, 4, 2)], [100])
+_SMALL_BN = conv_net([(1, 4, 2), (2, 4, 2)], [100], batch_norm=True)
 _LARGE = conv_net([(1, 3, 1), (1, 4, 2), (2, 3, 1), (2, 4, 2)], [512, 512])
 _CNN5 = [(1, 3, 1), (1, 4, 2), (2, 4, 2)]
 _CNN7 = [(1, 3, 1), (1, 3, 1), (2, 3, 2), (2, 3, 1), (2, 3, 1)]
@@ -117,6 +118,7 @@ _DOWN_FIRST = [(1, True), (1, False), (2, True), (4, True)]
 
 ARCHITECTURES: dict[str, Architecture] = {
     "mnist_small": Architecture(_SMALL, 16, (1, 28, 28)),
+    "mnist_small_bn": Architecture(_SMALL_BN, 16, (1, 28, 28)),
     "mnist_large": Architecture(_LARGE, 32, (1, 28, 28)),
     "cifar_small": Architecture(_SMALL, 16, (3, 32, 32)),
     "cifar_large": Architecture(_LARGE, 32, (3, 32, 32)),
