@@ -16,7 +16,7 @@ LAYERS: list[set[str]] = [
     {"cli", "terminal"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
-OUTSIDE = {"__init__", "_process", "presets"}
+OUTSIDE = {"__init__", "__main__", "_process", "presets"}
 NO_SIBLINGS = LAYERS[2]
 ALLOWED = {
     "auto_LiRPA": {"bounds/_repairs.py"},
