@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from robustkit.config import TrainConfig
 from robustkit.data import Dataset, load_dataset
 from robustkit.errors import RobustkitError
 from robustkit.models import load_weights, make_model
 from robustkit.progress import Silent
-from robustkit.training import EpsRamp, Plan, make_method, train
+from robustkit.training import make_method, train
 
 
 @cache
@@ -39,10 +40,10 @@ def trained(method: str, eps: float, epochs: int) -> nn.Module:
     """Train on at most 10,000 samples."""
     data = dataset()
     model = fresh()
-    few = Dataset(**{**vars(data), "train": data.train.take(10_000)})
-    plan = Plan(epochs, 50, 1e-3, "cosine", 0.0, 10.0, EpsRamp(eps, 0.0, epochs * 0.6), 1, 0)
+    few = Dataset(**{**vars(data), "train": data.train.take(10_000), "val": data.val.take(1)})
+    plan = TrainConfig(eps=eps, epochs=epochs, weight_decay=0.0, ramp_end=0.6)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, few, make_method(method), plan, folder=Path(folder), reporter=Silent())
+        train(model, few, make_method(method), plan, seed=0, folder=Path(folder), reporter=Silent())
     return model
 
 

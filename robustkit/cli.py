@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -127,6 +128,7 @@ evaluation_options = _options(
 def train(**typed: Any) -> None:
     """Train one network; typed again, the same command goes on where it was interrupted."""
     from robustkit.networks import train_network
+    from robustkit.progress import Silent
     from robustkit.terminal import Terminal
 
     eps = typed["eps"]
@@ -138,7 +140,10 @@ def train(**typed: Any) -> None:
         "model": _given(name=typed["model"]),
     }
     config = _config(typed, own)
-    network = train_network(config, RUNS, Terminal(), out=_path(typed["out"]))
+    alone = os.environ.get("RANK", "0") == "0"  # torchrun starts several of this command; one of them talks
+    network = train_network(config, RUNS, Terminal() if alone else Silent(), out=_path(typed["out"]))
+    if not alone:
+        return
     history = network.run.history()
     last = history.iloc[-1]
     vra = "" if last["val_vra"] != last["val_vra"] else f", verified {last['val_vra']:.2%}"

@@ -60,19 +60,36 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How it is trained; what only one method knows stands in ``options``.
+    """How it is trained; what only one method knows stands in ``options``. Times are shares of all epochs, in [0, 1].
 
     Attributes:
         method: a training method's name.
         eps: the radius to train for, in pixel units; empty for the dataset's default.
         epochs: passes over the training set.
-        batch_size: samples per step.
-        lr: learning rate of Adam.
-        lr_schedule: ``"cosine"`` to zero over all epochs, or ``"constant"``.
+        batch_size: samples per step, over all processes.
+        accumulate: parts that a batch is worked on in, for less memory; batch norm sees all of it.
+        optimizer: ``"adam"``, or ``"sgd"`` with momentum 0.9.
+        lr: learning rate.
+        lr_schedule: ``"cosine"`` to zero over all epochs, ``"constant"``, ``"milestones"``, or ``"accelat"``: cut
+            where validation accuracy stops rising.
+        milestones: times at which the learning rate is multiplied by ``lr_factor``.
+        lr_factor: at each milestone.
+        warmup: time over which the learning rate grows from zero.
         weight_decay: L2 penalty.
+        l1: L1 penalty on weights, not on biases.
         clip: L2 norm that gradients are clipped to; 0 for none.
-        ramp_start: share of the epochs before eps starts to grow from zero.
-        ramp_end: share of the epochs at which eps reaches its target.
+        ramp_start: time at which eps starts to grow from zero.
+        ramp_end: time at which eps reaches its target.
+        ramp_shape: ``"linear"``, or ``"smooth"``: slowly at first.
+        augment: ``"none"``, ``"crop"`` (shifts by up to an eighth of a side) or ``"crop-flip"``.
+        averaging: judge and keep averaged weights: ``"none"``, ``"ema"`` or ``"swa"``.
+        ema_decay: share of the exponential average that stays at each step.
+        swa_start: time from which weights are averaged alike.
+        precision: ``"float32"``, or ``"bfloat16"`` outside the bounds.
+        precise_bn: batches to compute the statistics of batch norm from after training; 0 to keep the running ones.
+        select: keep the ``"last"`` weights, or the ``"best"``: those of highest verified accuracy on the validation
+            samples once eps has reached its target; methods that verify nothing keep the last.
+        checkpoint_every: seconds after which the state is written, at the latest.
         options: the method's own hyper-parameters, by its name.
     """
 
@@ -80,22 +97,53 @@ class TrainConfig:
     eps: float | None = None
     epochs: int = 60
     batch_size: int = 50
+    accumulate: int = 1
+    optimizer: Literal["adam", "sgd"] = "adam"
     lr: float = 1e-3
-    lr_schedule: Literal["cosine", "constant"] = "cosine"
+    lr_schedule: Literal["cosine", "constant", "milestones", "accelat"] = "cosine"
+    milestones: tuple[float, ...] = ()
+    lr_factor: float = 0.2
+    warmup: float = 0.0
     weight_decay: float = 1e-4
+    l1: float = 0.0
     clip: float = 10.0
     ramp_start: float = 0.0
     ramp_end: float = 0.25
+    ramp_shape: Literal["linear", "smooth"] = "linear"
+    augment: Literal["none", "crop", "crop-flip"] = "none"
+    averaging: Literal["none", "ema", "swa"] = "none"
+    ema_decay: float = 0.999
+    swa_start: float = 0.75
+    precision: Literal["float32", "bfloat16"] = "float32"
+    precise_bn: int = 0
+    select: Literal["last", "best"] = "last"
+    checkpoint_every: float = 60.0
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _check(self.epochs >= 1, "train.epochs", "at least 1", self.epochs)
-        _check(self.batch_size >= 1, "train.batch_size", "at least 1", self.batch_size)
-        _check(0.0 < self.lr < math.inf, "train.lr", "above 0 and finite", self.lr)
-        _check(0.0 <= self.weight_decay < math.inf, "train.weight_decay", "at least 0", self.weight_decay)
-        _check(self.clip >= 0.0, "train.clip", "at least 0", self.clip)
-        ordered = 0.0 <= self.ramp_start <= self.ramp_end <= 1.0
-        _check(ordered, "train.ramp_start, train.ramp_end", "0 <= start <= end <= 1", (self.ramp_start, self.ramp_end))
+        for name in ("epochs", "batch_size", "accumulate"):
+            _check(getattr(self, name) >= 1, f"train.{name}", "at least 1", getattr(self, name))
+        for name in ("lr", "lr_factor", "checkpoint_every"):
+            _check(0.0 < getattr(self, name) < math.inf, f"train.{name}", "above 0 and finite", getattr(self, name))
+        for name in ("weight_decay", "l1", "clip"):
+            _check(0.0 <= getattr(self, name) < math.inf, f"train.{name}", "at least 0", getattr(self, name))
+        _check(self.precise_bn >= 0, "train.precise_bn", "at least 0", self.precise_bn)
+        _check(0.0 < self.ema_decay < 1.0, "train.ema_decay", "in (0, 1)", self.ema_decay)
+        times = {"warmup": self.warmup, "swa_start": self.swa_start, "ramp_start": self.ramp_start}
+        for name, time in {**times, "ramp_end": self.ramp_end}.items():
+            self._check_time(name, time)
+        for time in self.milestones:
+            self._check_time("milestones", time)
+        ordered = self.ramp_start <= self.ramp_end
+        _check(ordered, "train.ramp_start", f"at most train.ramp_end = {self.ramp_end}", self.ramp_start)
+        used = bool(self.milestones) == (self.lr_schedule == "milestones")
+        _check(used, "train.milestones", 'together with train.lr_schedule = "milestones"', list(self.milestones))
+
+    def _check_time(self, name: str, time: float) -> None:
+        """Refuse a time outside training; whole numbers above 1 were meant as epochs."""
+        share = f"; epoch {time:g} of {self.epochs} is {time / self.epochs:.3g}" if 1.0 < time <= self.epochs else ""
+        if not 0.0 <= time <= 1.0:
+            raise UsageError(f"expected train.{name} as a share of all epochs, in [0, 1], got {time:g}{share}")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from robustkit.errors import UsageError, unknown_name
 from robustkit.progress import Reporter
 from robustkit.results import Subject
 from robustkit.runs import Run, environment, what_training_reads
-from robustkit.training import METHODS, STATE_FILE, EpsRamp, Plan, make_method, train
+from robustkit.training import METHODS, STATE_FILE, EpochMetrics, World, make_method, train
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,11 @@ def set_up(config: Config) -> torch.device:
         torch.use_deterministic_algorithms(config.deterministic)
     use_full_precision()
     torch.manual_seed(config.seed)
-    return torch.device("cuda" if found and config.device != "cpu" else "cpu")
+    if config.device == "cpu" or not found:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
 
 
 def load_data(config: Config) -> Dataset:
@@ -102,16 +106,30 @@ def train_network(config: Config, root: Path, reporter: Reporter, *, out: Path |
     device = set_up(config)
     if not len(dataset.train):
         raise UsageError(f"expected training samples in {dataset.name}, found none; it can only be evaluated on")
+    world = World.join(device)
     model = _make_model(config, dataset).to(device)
-    run.open(config)
-    if not run.trained:
+    world.from_first(lambda: run.open(config))
+    if not world.from_first(lambda: run.trained):
         history = train(
-            model, dataset, method, _plan(config), folder=run.path, reporter=reporter, record=run.write_history
+            model,
+            replace(dataset, val=dataset.val.take(config.data.val_n)),
+            method,
+            config.train,
+            seed=config.seed,
+            folder=run.path,
+            reporter=reporter,
+            record=run.write_history if world.first else lambda history: None,
+            world=world,
         )
-        run.write_history(history)
-        models.save_checkpoint(run.path, model, _card(config, dataset))
-        (run.path / STATE_FILE).unlink(missing_ok=True)
+        world.from_first(lambda: _save(run, model, history, config, dataset))
     return open_run(run, config, dataset)
+
+
+def _save(run: Run, model: nn.Module, history: list[EpochMetrics], config: Config, dataset: Dataset) -> None:
+    """Save a trained network; the state that an interrupted training would go on from is then no longer needed."""
+    run.write_history(history)
+    models.save_checkpoint(run.path, model, _card(config, dataset))
+    (run.path / STATE_FILE).unlink(missing_ok=True)
 
 
 def open_run(run: Run, config: Config | None = None, dataset: Dataset | None = None) -> Network:
@@ -168,21 +186,6 @@ def _make_model(config: Config, dataset: Dataset) -> nn.Module:
         mean=dataset.mean,
         std=dataset.std,
         width=config.model.width,
-    )
-
-
-def _plan(config: Config) -> Plan:
-    train = config.train
-    return Plan(
-        epochs=train.epochs,
-        batch_size=train.batch_size,
-        lr=train.lr,
-        lr_schedule=train.lr_schedule,
-        weight_decay=train.weight_decay,
-        clip=train.clip,
-        ramp=EpsRamp(train.eps or 0.0, train.ramp_start * train.epochs, train.ramp_end * train.epochs),
-        val_n=config.data.val_n,
-        seed=config.seed,
     )
 
 

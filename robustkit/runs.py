@@ -63,7 +63,7 @@ class Run:
         """
         settings = plain(config)
         if (self.path / CONFIG_FILE).exists():
-            before = read_toml(self.path / CONFIG_FILE)
+            before = plain(self.config())  # options that are newer than the run have their defaults
             differing = differences(what_training_reads(before), what_training_reads(settings))
             if differing:
                 raise UsageError(
@@ -118,7 +118,7 @@ def what_training_reads(settings: Mapping[str, Any]) -> dict[str, Any]:
     Where the data lie, how the network is evaluated and the options of other methods are no part of it.
     """
     data = {name: one for name, one in settings.get("data", {}).items() if name not in ("root", "download")}
-    train = dict(settings.get("train", {}))
+    train = {name: one for name, one in settings.get("train", {}).items() if name != "checkpoint_every"}
     method = train.get("method")
     train["options"] = {name: one for name, one in train.get("options", {}).items() if name == method}
     return {"data": data, "train": train, **{key: settings.get(key) for key in ("model", "seed", "deterministic")}}

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from robustkit.attacks import PGD, AttackResult
 from robustkit.bounds import BoundedNetwork, BoundMethod
+from robustkit.config import TrainConfig
 from robustkit.data import Dataset, Split
 from robustkit.errors import RobustkitError, UnsupportedLayerError, UsageError
 from robustkit.margins import logit_margins, margin_specification, robust_loss
@@ -26,9 +27,9 @@ from robustkit.training import (
     EpochMetrics,
     EpsRamp,
     Moment,
-    Plan,
     Trainee,
     TrainingMethod,
+    World,
     make_method,
     train,
 )
@@ -39,6 +40,7 @@ from robustkit.training.ibp import IBP
 from robustkit.training.method import Share
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
+from robustkit.training.parallel import ALONE
 from robustkit.training.sabr import SABR
 from robustkit.training.trades import TRADES
 
@@ -55,17 +57,7 @@ FAST: list[TrainingMethod] = [
     MixTrain(k=3, schedule="adaptive", clean_floor=0.5),
     MixTrain(k=2, bound="crown-ibp"),
 ]
-PLAN = Plan(
-    epochs=3,
-    batch_size=10,
-    lr=3e-2,
-    lr_schedule="cosine",
-    weight_decay=1e-4,
-    clip=10.0,
-    ramp=EpsRamp(0.05, 0.0, 2.0),
-    val_n=8,
-    seed=5,
-)
+PLAN = TrainConfig(eps=0.05, epochs=3, batch_size=10, lr=3e-2, ramp_end=2 / 3)
 
 
 def split(count: int, seed: int) -> Split:
@@ -83,12 +75,30 @@ def dataset(val: int = 12) -> Dataset:
     return Dataset("quadrants", 4, ("a", "b", "c", "d"), *parts, "mlp", 0.05, (0.0,), (1.0,))
 
 
+def run(
+    folder: Path,
+    method: TrainingMethod,
+    model: nn.Module,
+    *,
+    data: Dataset | None = None,
+    val_n: int = 8,
+    seed: int = 5,
+    reporter: Silent | None = None,
+    record: Callable[[list[EpochMetrics]], None] = lambda history: None,
+    world: World = ALONE,
+    **changes: Any,
+) -> list[EpochMetrics]:
+    data = data or dataset()
+    data = replace(data, val=data.val.take(val_n))
+    plan, reporter = replace(PLAN, **changes), reporter or Silent()
+    return train(model, data, method, plan, seed=seed, folder=folder, reporter=reporter, record=record, world=world)
+
+
 def fit(
-    folder: Path, method: TrainingMethod, *, model: nn.Module | None = None, data: Dataset | None = None, **changes: Any
+    folder: Path, method: TrainingMethod, *, model: nn.Module | None = None, **changes: Any
 ) -> tuple[nn.Module, list[EpochMetrics]]:
     model = networks.make("mlp") if model is None else model
-    history = train(model, data or dataset(), method, replace(PLAN, **changes), folder=folder, reporter=Silent())
-    return model, history
+    return model, run(folder, method, model, **changes)
 
 
 def moment(eps: float = 0.05, weight: float = 0.3, seed: int = 7) -> Moment:
@@ -132,8 +142,8 @@ def test_every_method_lowers_its_own_loss_and_leaves_the_network_in_eval_mode(
     assert [one["epoch"] for one in history] == [1, 2, 3, 4, 5, 6]
     assert history[-1]["val_clean"] > 0.9
     assert all(math.isnan(one["val_vra"]) == (method.validation_bound is None) for one in history)
-    assert history[-1]["lr"] == pytest.approx(0.0, abs=1e-9)
-    assert [one["eps"] for one in history] == pytest.approx([0.025, 0.05, 0.05, 0.05, 0.05, 0.05])
+    assert history[-1]["lr"] == pytest.approx(0.015 * (1.0 + math.cos(math.pi * 23 / 24))), "that of the last step"
+    assert [one["eps"] for one in history] == pytest.approx([0.0125, 0.025, 0.0375, 0.05, 0.05, 0.05])
 
 
 def test_natural_loss_is_the_cross_entropy() -> None:
@@ -328,15 +338,15 @@ def test_running_statistics_move_once_a_step_by_the_clean_batch(method: Training
 
 @pytest.mark.parametrize("method", [IBP(), MixTrain(k=3, mixing=1.0)], ids=repr)
 def test_a_network_with_batch_norm_trains(method: TrainingMethod, tmp_path: Path) -> None:
-    _, history = fit(tmp_path, method, model=networks.make("batch_norm"), epochs=8, ramp=EpsRamp(0.02, 0.0, 4.0))
+    _, history = fit(tmp_path, method, model=networks.make("batch_norm"), epochs=8, eps=0.02, ramp_end=0.5)
     assert history[-1]["val_clean"] > 0.9
     assert history[-1]["val_vra"] > 0.5
 
 
 @pytest.mark.parametrize("method", FAST, ids=repr)
 def test_eps_zero_is_an_ordinary_phase(method: TrainingMethod, tmp_path: Path) -> None:
-    _, history = fit(tmp_path, method, ramp=EpsRamp(0.05, 2.0, 3.0), epochs=2)
-    assert [one["eps"] for one in history] == [0.0, 0.0]
+    _, history = fit(tmp_path, method, ramp_start=1.0, ramp_end=1.0, epochs=3)
+    assert [one["eps"] for one in history] == [0.0, 0.0, 0.05]
     assert history[1]["loss"] < history[0]["loss"]
     if method.validation_bound is not None:
         assert history[1]["val_vra"] == pytest.approx(history[1]["val_clean"])
@@ -344,7 +354,7 @@ def test_eps_zero_is_an_ordinary_phase(method: TrainingMethod, tmp_path: Path) -
 
 def test_without_a_ramp_the_first_step_has_the_whole_ball(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = spy_on_pgd(monkeypatch)
-    fit(tmp_path, PGDTraining(steps=1), ramp=EpsRamp(0.05, 0.0, 0.0), epochs=1)
+    fit(tmp_path, PGDTraining(steps=1), ramp_end=0.0, epochs=1)
     assert [one[1].eps for one in seen] == [0.05] * 4
 
 
@@ -398,7 +408,7 @@ def test_training_that_was_interrupted_goes_on_bit_by_bit(method: TrainingMethod
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(networks.make(kind), dataset(), method, PLAN, folder=tmp_path / "a", reporter=Silent(), record=record)
+        run(tmp_path / "a", method, networks.make(kind), record=record)
     torch.manual_seed(99)  # a new process draws from somewhere else
     fresh = networks.make(kind, seed=8)
     resumed, again = fit(tmp_path / "a", method, model=fresh)
@@ -427,18 +437,31 @@ class StopAt(Silent):
 
 
 @pytest.mark.parametrize("method", FAST, ids=repr)
-def test_training_that_was_interrupted_within_an_epoch_repeats_it(method: TrainingMethod, tmp_path: Path) -> None:
+def test_training_that_was_interrupted_within_an_epoch_goes_on_at_the_last_step_saved(
+    method: TrainingMethod, tmp_path: Path
+) -> None:
     whole, history = fit(tmp_path / "whole", method)
-    reporter = StopAt(step=6)
     with pytest.raises(KeyboardInterrupt):
-        train(networks.make("mlp"), dataset(), method, PLAN, folder=tmp_path / "a", reporter=reporter)
-    assert reporter.finished == 1
+        run(tmp_path / "a", method, networks.make("mlp"), reporter=StopAt(step=7), checkpoint_every=1e-9)
+    torch.manual_seed(99)
     going_on = StopAt(step=-1)
-    resumed = networks.make("mlp")
-    again = train(resumed, dataset(), method, PLAN, folder=tmp_path / "a", reporter=going_on)
-    assert going_on.started == [(f"train {method.name}", 12, 4)]
+    resumed = networks.make("mlp", seed=8)
+    again = run(tmp_path / "a", method, resumed, reporter=going_on, checkpoint_every=1e-9)
+    assert going_on.started == [(f"train {method.name}", 12, 6)]
+    assert going_on.finished == 1
     assert_same(resumed, whole)
     assert without_seconds(again) == without_seconds(history)
+
+
+def test_what_was_not_saved_is_done_again(tmp_path: Path) -> None:
+    whole, _ = fit(tmp_path / "whole", Natural())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "a", Natural(), networks.make("mlp"), reporter=StopAt(step=7))
+    going_on = StopAt(step=-1)
+    resumed = networks.make("mlp")
+    run(tmp_path / "a", Natural(), resumed, reporter=going_on)
+    assert going_on.started == [("train natural", 12, 4)]
+    assert_same(resumed, whole)
 
 
 def test_dropout_is_resumed_too(tmp_path: Path) -> None:
@@ -453,7 +476,7 @@ def test_dropout_is_resumed_too(tmp_path: Path) -> None:
     fit(tmp_path / "whole", Natural(), model=made[0])
     torch.manual_seed(3)
     with pytest.raises(KeyboardInterrupt):
-        train(made[1], dataset(), Natural(), PLAN, folder=tmp_path / "a", reporter=StopAt(9))
+        run(tmp_path / "a", Natural(), made[1], reporter=StopAt(9))
     resumed, _ = fit(tmp_path / "a", Natural(), model=model())
     assert_same(resumed, made[0])
 
@@ -468,16 +491,7 @@ def test_a_finished_training_is_not_done_again(tmp_path: Path) -> None:
 
 def test_record_is_given_every_finished_epoch(tmp_path: Path) -> None:
     seen: list[int] = []
-    model = networks.make("mlp")
-    train(
-        model,
-        dataset(),
-        Natural(),
-        PLAN,
-        folder=tmp_path,
-        reporter=Silent(),
-        record=lambda history: seen.append(len(history)),
-    )
+    fit(tmp_path, Natural(), record=lambda history: seen.append(len(history)))
     assert seen == [1, 2, 3]
 
 
@@ -543,7 +557,7 @@ class Diverging:
 @pytest.mark.parametrize("gradient_only", [False, True])
 def test_a_loss_that_is_not_finite_names_its_epoch(gradient_only: bool, tmp_path: Path) -> None:
     model = networks.make("mlp")
-    message = r"training fails in epoch 2: the loss is no longer finite .*; lower train.lr"
+    message = r"training fails in epoch 2: the loss is no longer finite; lower train.lr"
     with pytest.raises(RobustkitError, match=message):
         fit(tmp_path, Diverging(gradient_only), model=model)
     assert all(torch.isfinite(one).all() for one in model.parameters())
@@ -553,7 +567,7 @@ def test_a_loss_that_is_not_finite_names_its_epoch(gradient_only: bool, tmp_path
 @pytest.mark.parametrize("method", FAST, ids=repr)
 def test_weights_that_overflow_name_the_epoch_by_every_method(method: TrainingMethod, tmp_path: Path) -> None:
     with pytest.raises(RobustkitError, match=r"training fails in epoch 1: .*; lower train\.lr"):
-        fit(tmp_path, method, lr=1e30, ramp=EpsRamp(0.05, 0.0, 0.0), clip=0.0)
+        fit(tmp_path, method, lr=1e30, ramp_end=0.0, clip=0.0)
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(tmp_path: Path) -> None:
@@ -628,14 +642,6 @@ def test_a_seed_decides_everything(tmp_path: Path) -> None:
     )
     assert_same(one, other)
     assert not torch.equal(one.state_dict()["1.weight"], third.state_dict()["1.weight"])
-
-
-def test_the_learning_rate_follows_its_schedule(tmp_path: Path) -> None:
-    _, constant = fit(tmp_path / "a", Natural(), lr_schedule="constant", lr=0.01)
-    assert [one["lr"] for one in constant] == [0.01] * 3
-    _, cosine = fit(tmp_path / "b", Natural(), lr=0.01)
-    expected = [0.005 * (1 + math.cos(math.pi * epoch / 3)) for epoch in (1, 2, 3)]
-    assert [one["lr"] for one in cosine] == pytest.approx(expected)
 
 
 def test_every_method_is_made_by_its_name() -> None:

@@ -62,9 +62,10 @@ class BoundedNetwork:
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the logits of inputs ``(B, ...)``, shape ``(B, K)``; differentiable."""
         self._refuse_dropout()
-        if self._layers is not None:
-            return forward(self._layers, x, self._statistics)
-        return self._engine(x, self._statistics)
+        with _full_precision(x):
+            if self._layers is not None:
+                return forward(self._layers, x, self._statistics)
+            return self._engine(x, self._statistics)
 
     def lower_margins(
         self, x: Tensor, y: Tensor, ball: LinfBall, method: BoundMethod, *, intervals_first: bool = False
@@ -124,7 +125,10 @@ class BoundedNetwork:
         self._refuse_dropout()
         self._refuse_unusable(lb, ub)
         parts = zip(*(torch.split(one, self._chunk(len(lb))) for one in (lb, ub, specification)), strict=True)
-        bounds = [_settle(*self._bounds(low, high, rows, method, upper, intervals_first)) for low, high, rows in parts]
+        with _full_precision(lb):
+            bounds = [
+                _settle(*self._bounds(low, high, rows, method, upper, intervals_first)) for low, high, rows in parts
+            ]
         return torch.cat([one[0] for one in bounds]), torch.cat([one[1] for one in bounds])
 
     def interval_pass(self, lb: Tensor, ub: Tensor, specification: Tensor) -> tuple[Tensor, LayerBounds]:
@@ -144,11 +148,12 @@ class BoundedNetwork:
         """
         self._refuse_dropout()
         self._refuse_unusable(lb, ub)
-        if self._layers is None:
-            lower, hidden = self._engine.interval_pass(lb, ub, specification, self._statistics)
-        else:
-            hidden = []
-            lower, _ = self._by_intervals(lb, ub, specification, hidden)
+        with _full_precision(lb):
+            if self._layers is None:
+                lower, hidden = self._engine.interval_pass(lb, ub, specification, self._statistics)
+            else:
+                hidden = []
+                lower, _ = self._by_intervals(lb, ub, specification, hidden)
         return _settle(lower, None)[0], hidden
 
     @torch.no_grad()
@@ -170,7 +175,8 @@ class BoundedNetwork:
         self._refuse_dropout()
         self._refuse_unusable(lb, ub)
         parts = zip(*(torch.split(one, self._chunk(len(lb))) for one in (lb, ub, specification)), strict=True)
-        found = [self._coefficients(low, high, rows) for low, high, rows in parts]
+        with _full_precision(lb):
+            found = [self._coefficients(low, high, rows) for low, high, rows in parts]
         return torch.cat([one[0] for one in found]), torch.cat([one[1] for one in found])
 
     def _bounds(
@@ -245,6 +251,11 @@ class BoundedNetwork:
 
 def _box(lb: Tensor, ub: Tensor) -> tuple[Tensor, Tensor]:
     return (ub + lb) * 0.5, (ub - lb) * 0.5
+
+
+def _full_precision(like: Tensor) -> torch.autocast:
+    """Bounds are never computed in mixed precision."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 def _settle(lower: Tensor, upper: Tensor | None) -> tuple[Tensor, Tensor]:

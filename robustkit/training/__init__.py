@@ -11,10 +11,11 @@ from robustkit.training.adversarial import PGDTraining
 from robustkit.training.expressive import CCIBP, MTLIBP, ExpIBP
 from robustkit.training.fgsm import FGSMRS
 from robustkit.training.ibp import IBP
-from robustkit.training.loop import STATE_FILE, Plan, train
+from robustkit.training.loop import STATE_FILE, train
 from robustkit.training.method import Moment, Trainee, TrainingMethod
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
+from robustkit.training.parallel import World
 from robustkit.training.sabr import SABR
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 from robustkit.training.trades import TRADES
@@ -25,9 +26,9 @@ __all__ = [
     "EpochMetrics",
     "EpsRamp",
     "Moment",
-    "Plan",
     "Trainee",
     "TrainingMethod",
+    "World",
     "make_method",
     "train",
 ]
