@@ -134,6 +134,34 @@ class BoundedNetwork:
         bounds = [_settle(*self._bounds(low, high, rows, method, upper, intervals_first)) for low, high, rows in parts]
         return torch.cat([one[0] for one in bounds]), torch.cat([one[1] for one in bounds])
 
+    def interval_pass(
+        self, lb: Tensor, ub: Tensor, specification: Tensor
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Bound ``C @ logits`` and what enters each ReLU by intervals, in one pass; all differentiable.
+
+        Args:
+            lb: lower corners, shape ``(B, ...)``.
+            ub: upper corners, of the same shape, ``lb <= ub``.
+            specification: ``C``, shape ``(B, R, K)``.
+
+        Returns:
+            The lower bounds of ``C @ logits``, shape ``(B, R)``, minus infinity where the engine gave NaN; and, in
+            network order, the lower and upper bounds of the input of every ReLU, each of the shape of that input.
+
+        Raises:
+            RobustkitError: a parameter or a corner is not finite.
+            UnsupportedLayerError: intervals cannot carry a layer of this network.
+        """
+        self._refuse_dropout()
+        self._refuse_unusable(lb, ub)
+        with self._working(ADAPTIVE, BoundMethod.IBP) as engine:
+            lower, _ = engine.compute_bounds(
+                x=(_box(lb, ub),), C=specification, method="IBP", bound_lower=True, bound_upper=False
+            )
+            relus = [node for node in engine._modules.values() if type(node).__name__ == "BoundRelu"]
+            layers = [(node.inputs[0].lower, node.inputs[0].upper) for node in relus]
+        return _settle(lower, None)[0], layers
+
     @torch.no_grad()
     def input_coefficients(self, lb: Tensor, ub: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
         """Give the symbolic upper bound of ``C @ logits`` over a box: its input coefficients, and its greatest value.
