@@ -81,6 +81,7 @@ NAMES: dict[str, str] = {
     "pgd": "PGD training",
     "trades": "TRADES",
     "ibp": "IBP",
+    "fast-ibp": "Fast-IBP",
     "sabr": "SABR",
     "mtl-ibp": "MTL-IBP",
     "cc-ibp": "CC-IBP",

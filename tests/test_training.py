@@ -34,12 +34,13 @@ from robustkit.training import (
 )
 from robustkit.training.adversarial import PGDTraining
 from robustkit.training.expressive import CCIBP, MTLIBP, ExpIBP
+from robustkit.training.fast import FastIBP
 from robustkit.training.fgsm import FGSMRS
 from robustkit.training.ibp import IBP
 from robustkit.training.method import Share
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
-from robustkit.training.sabr import SABR
+from robustkit.training.sabr import SABR, small_boxes
 from robustkit.training.trades import TRADES
 
 FAST: list[TrainingMethod] = [
@@ -48,6 +49,7 @@ FAST: list[TrainingMethod] = [
     PGDTraining(steps=3),
     TRADES(steps=3),
     IBP(),
+    FastIBP(),
     SABR(steps=3),
     MTLIBP(steps=2),
     CCIBP(alpha=0.1, steps=2),
@@ -126,14 +128,14 @@ def test_every_method_lowers_its_own_loss_and_leaves_the_network_in_eval_mode(
         return method.loss(Trainee(model, x[:1]), x, y, moment()).item()
 
     before = loss()
-    _, history = fit(tmp_path, method, model=model, epochs=6)
+    _, history = fit(tmp_path, method, model=model, epochs=8, ramp=EpsRamp(0.05, 1.0, 3.0))
     assert not model.training
     assert loss() < 0.8 * before
-    assert [one["epoch"] for one in history] == [1, 2, 3, 4, 5, 6]
+    assert [one["epoch"] for one in history] == [1, 2, 3, 4, 5, 6, 7, 8]
     assert history[-1]["val_clean"] > 0.9
     assert all(math.isnan(one["val_vra"]) == (method.validation_bound is None) for one in history)
     assert history[-1]["lr"] == pytest.approx(0.0, abs=1e-9)
-    assert [one["eps"] for one in history] == pytest.approx([0.025, 0.05, 0.05, 0.05, 0.05, 0.05])
+    assert [one["eps"] for one in history] == pytest.approx([0.0, 0.025, *[0.05] * 6])
 
 
 def test_natural_loss_is_the_cross_entropy() -> None:
@@ -205,7 +207,7 @@ def test_the_attack_of_an_expressive_loss_has_a_radius_of_its_own(monkeypatch: p
 def test_sabr_bounds_a_small_box_within_the_ball(subselection: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (x, y), seen = networks.make("mlp").train(), batch(), spy_on_pgd(monkeypatch)
     method, trainee = SABR(subselection=subselection), Trainee(model, x[:1])
-    lb, ub = method.boxes(trainee, x, y, moment())
+    lb, ub = small_boxes(trainee, x, y, moment(), subselection=subselection, steps=8, rel_step_size=0.5)
     low, high = LinfBall(0.05).box(x)
     assert (lb >= low - 1e-6).all() and (ub <= high + 1e-6).all() and (lb >= 0).all() and (ub <= 1).all()
     inside = (lb > 1e-6) & (ub < 1 - 1e-6)
@@ -284,7 +286,16 @@ def test_mixtrain_refuses_a_k_larger_than_the_batch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [Natural(), FGSMRS(), PGDTraining(steps=3), TRADES(steps=3), SABR(steps=3), MTLIBP(steps=2), MixTrain(k=5)],
+    [
+        Natural(),
+        FGSMRS(),
+        PGDTraining(steps=3),
+        TRADES(steps=3),
+        FastIBP(),
+        SABR(steps=3),
+        MTLIBP(steps=2),
+        MixTrain(k=5),
+    ],
 )
 def test_shares_of_a_batch_have_the_mean_loss_of_the_whole(method: TrainingMethod) -> None:
     model, (x, y) = networks.make("mlp"), batch()

@@ -9,6 +9,7 @@ from robustkit.config import build
 from robustkit.errors import unknown_name
 from robustkit.training.adversarial import PGDTraining
 from robustkit.training.expressive import CCIBP, MTLIBP, ExpIBP
+from robustkit.training.fast import FastIBP
 from robustkit.training.fgsm import FGSMRS
 from robustkit.training.ibp import IBP
 from robustkit.training.loop import STATE_FILE, Plan, train
@@ -33,7 +34,7 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[TrainingMethod]] = {
-    one.name: one for one in (Natural, FGSMRS, PGDTraining, TRADES, IBP, SABR, MTLIBP, CCIBP, ExpIBP, MixTrain)
+    one.name: one for one in (Natural, FGSMRS, PGDTraining, TRADES, IBP, FastIBP, SABR, MTLIBP, CCIBP, ExpIBP, MixTrain)
 }
 """Every training method by name."""
 
