@@ -102,7 +102,10 @@ def train_network(config: Config, root: Path, reporter: Reporter, *, out: Path |
     device = set_up(config)
     if not len(dataset.train):
         raise UsageError(f"expected training samples in {dataset.name}, found none; it can only be evaluated on")
-    model = _make_model(config, dataset).to(device)
+    model = _make_model(config, dataset)
+    if method.initialisation == "ibp":
+        models.initialise_for_intervals(model)
+    model.to(device)
     run.open(config)
     if not run.trained:
         history = train(
