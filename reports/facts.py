@@ -82,6 +82,8 @@ NAMES: dict[str, str] = {
     "trades": "TRADES",
     "ibp": "IBP",
     "fast-ibp": "Fast-IBP",
+    "crown-ibp": "CROWN-IBP",
+    "dual": "Dual",
     "sabr": "SABR",
     "mtl-ibp": "MTL-IBP",
     "cc-ibp": "CC-IBP",

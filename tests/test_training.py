@@ -33,6 +33,8 @@ from robustkit.training import (
     train,
 )
 from robustkit.training.adversarial import PGDTraining
+from robustkit.training.crown_ibp import CrownIBP
+from robustkit.training.dual import Dual
 from robustkit.training.expressive import CCIBP, MTLIBP, ExpIBP
 from robustkit.training.fast import FastIBP
 from robustkit.training.fgsm import FGSMRS
@@ -50,6 +52,9 @@ FAST: list[TrainingMethod] = [
     TRADES(steps=3),
     IBP(),
     FastIBP(),
+    CrownIBP(beta_end=0.5),
+    CrownIBP(beta_end=0.5, loss_fusion=False),
+    Dual(),
     SABR(steps=3),
     MTLIBP(steps=2),
     CCIBP(alpha=0.1, steps=2),
@@ -292,6 +297,8 @@ def test_mixtrain_refuses_a_k_larger_than_the_batch(tmp_path: Path) -> None:
         PGDTraining(steps=3),
         TRADES(steps=3),
         FastIBP(),
+        CrownIBP(beta_end=0.5),
+        Dual(),
         SABR(steps=3),
         MTLIBP(steps=2),
         MixTrain(k=5),

@@ -8,6 +8,8 @@ from typing import Any
 from robustkit.config import build
 from robustkit.errors import unknown_name
 from robustkit.training.adversarial import PGDTraining
+from robustkit.training.crown_ibp import CrownIBP
+from robustkit.training.dual import Dual
 from robustkit.training.expressive import CCIBP, MTLIBP, ExpIBP
 from robustkit.training.fast import FastIBP
 from robustkit.training.fgsm import FGSMRS
@@ -34,7 +36,22 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[TrainingMethod]] = {
-    one.name: one for one in (Natural, FGSMRS, PGDTraining, TRADES, IBP, FastIBP, SABR, MTLIBP, CCIBP, ExpIBP, MixTrain)
+    one.name: one
+    for one in (
+        Natural,
+        FGSMRS,
+        PGDTraining,
+        TRADES,
+        IBP,
+        FastIBP,
+        CrownIBP,
+        Dual,
+        SABR,
+        MTLIBP,
+        CCIBP,
+        ExpIBP,
+        MixTrain,
+    )
 }
 """Every training method by name."""
 
