@@ -85,6 +85,8 @@ NAMES: dict[str, str] = {
     "crown-ibp": "CROWN-IBP",
     "dual": "Dual",
     "sabr": "SABR",
+    "taps": "TAPS",
+    "staps": "STAPS",
     "mtl-ibp": "MTL-IBP",
     "cc-ibp": "CC-IBP",
     "exp-ibp": "Exp-IBP",

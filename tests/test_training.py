@@ -43,6 +43,7 @@ from robustkit.training.method import Share
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
 from robustkit.training.sabr import SABR, small_boxes
+from robustkit.training.taps import STAPS, TAPS
 from robustkit.training.trades import TRADES
 
 FAST: list[TrainingMethod] = [
@@ -58,6 +59,8 @@ FAST: list[TrainingMethod] = [
     CrownIBP(beta_end=0.5, loss_fusion=False),
     Dual(),
     SABR(steps=3),
+    TAPS(steps=3),
+    STAPS(steps=3, attack_steps=2),
     MTLIBP(steps=2),
     CCIBP(alpha=0.1, steps=2),
     ExpIBP(alpha=0.1, steps=2),
@@ -302,6 +305,8 @@ def test_mixtrain_refuses_a_k_larger_than_the_batch(tmp_path: Path) -> None:
         CrownIBP(beta_end=0.5),
         Dual(),
         SABR(steps=3),
+        TAPS(steps=3),
+        STAPS(steps=3, attack_steps=2),
         MTLIBP(steps=2),
         MixTrain(k=5),
     ],
@@ -327,6 +332,8 @@ def test_mixtrain_follows_the_schedule_it_is_told() -> None:
 @pytest.mark.parametrize("method", FAST, ids=repr)
 @pytest.mark.parametrize("kind", ["conv", "residual", "batch_norm"])
 def test_the_gradient_reaches_every_parameter(method: TrainingMethod, kind: str) -> None:
+    if kind == "residual" and isinstance(method, TAPS | STAPS):
+        pytest.skip("its ReLUs are no modules; refused by name")
     model, (x, y) = networks.make(kind).train(), batch()
     method.loss(Trainee(model, x[:1]), x, y, moment()).backward()  # type: ignore[no-untyped-call]
     for name, parameter in model.named_parameters():

@@ -20,6 +20,7 @@ from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
 from robustkit.training.sabr import SABR
 from robustkit.training.schedules import EpochMetrics, EpsRamp
+from robustkit.training.taps import STAPS, TAPS
 from robustkit.training.trades import TRADES
 
 __all__ = [
@@ -47,6 +48,8 @@ METHODS: dict[str, type[TrainingMethod]] = {
         CrownIBP,
         Dual,
         SABR,
+        TAPS,
+        STAPS,
         MTLIBP,
         CCIBP,
         ExpIBP,

@@ -50,10 +50,25 @@ def bounded_margins(
     Source: Shi et al. 2021, arXiv 2103.17268.
     """
     margins, layers = trainee.bounds.interval_pass(*box, margin_specification(y, trainee.bounds.classes))
+    return margins, warm_up(box, layers, moment, regularisation=regularisation, tolerance=tolerance)
+
+
+def warm_up(
+    box: tuple[Tensor, Tensor],
+    layers: Layers,
+    moment: Moment,
+    *,
+    regularisation: float,
+    tolerance: float = TOLERANCE,
+) -> Tensor:
+    """Give the weighted regularisers of an interval pass, a scalar: zero once eps has reached its target.
+
+    See ``bounded_margins``.
+    """
     weight = regularisation * (1.0 - moment.progress)
     if weight == 0.0 or not layers:
-        return margins, margins.new_zeros(())
-    return margins, weight * (tightness(box, layers, tolerance) + relu_balance(layers, tolerance))
+        return box[0].new_zeros(())
+    return weight * (tightness(box, layers, tolerance) + relu_balance(layers, tolerance))
 
 
 def penalty_at_zero(
