@@ -13,6 +13,7 @@ from robustkit.bounds import BoundedNetwork
 from robustkit.errors import UsageError
 from robustkit.margins import logit_margins, margin_specification, robust_loss
 from robustkit.models import make_model
+from robustkit.models.named import Residual
 from robustkit.threat import LinfBall
 from robustkit.training import Moment, Trainee
 from robustkit.training.latent import attacked_margins, connected, split_network
@@ -46,9 +47,16 @@ def test_the_classifier_keeps_as_many_relus_as_asked() -> None:
         assert split.classifier[-1] is model[-1]
 
 
-@pytest.mark.parametrize("kind", ["mlp", "conv", "batch_norm"])
+def residual() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        stem = [nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), Residual(2, 3, down=True)]
+        return nn.Sequential(*stem, nn.Flatten(), nn.Linear(27, 8), nn.ReLU(), nn.Linear(8, 4))
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv", "batch_norm", "residual"])
 def test_the_latent_box_holds_what_the_first_part_gives(kind: str) -> None:
-    model = networks.make(kind)
+    model = residual() if kind == "residual" else networks.make(kind)
     split, ball = split_network(model, 1, X), LinfBall(0.1)
     _, layers = BoundedNetwork(model, X[:1]).interval_pass(*ball.box(X), margin_specification(Y, 4))
     lower, upper = split.latent_box(layers)

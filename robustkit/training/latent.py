@@ -12,6 +12,7 @@ from torch.func import functional_call
 
 from robustkit.attacks.base import evaluating
 from robustkit.errors import UsageError
+from robustkit.models.named import Residual
 
 CONNECTED = 0.5
 """Share of the box next to a bound in which the attacked point moves that bound."""
@@ -64,7 +65,7 @@ class Split:
 
 
 def split_network(model: nn.Module, classifier_relus: int, x: Tensor) -> Split:
-    """Cut a network right after a ReLU, so that a number of ReLUs follows.
+    """Cut a network right after a ReLU, or a residual block that ends with one, so that a number of ReLUs follows.
 
     Args:
         model: an ``nn.Sequential``, or a module that does nothing but call its only child, which is one.
@@ -77,7 +78,7 @@ def split_network(model: nn.Module, classifier_relus: int, x: Tensor) -> Split:
     layers = _sequential(model, x)
     for place in range(len(layers) - 1, 0, -1):
         classifier = layers[place:]
-        if isinstance(layers[place - 1], nn.ReLU) and _relus(classifier) == classifier_relus:
+        if isinstance(layers[place - 1], nn.ReLU | Residual) and _relus(classifier) == classifier_relus:
             return Split(model, classifier, _relus(layers[:place]), _relus(layers))
     raise UsageError(
         f"expected a network with a ReLU layer in front of its last {classifier_relus} (classifier_relus), got one of "
