@@ -107,7 +107,10 @@ def train_network(config: Config, root: Path, reporter: Reporter, *, out: Path |
     if not len(dataset.train):
         raise UsageError(f"expected training samples in {dataset.name}, found none; it can only be evaluated on")
     world = World.join(device)
-    model = _make_model(config, dataset).to(device)
+    model = _make_model(config, dataset)
+    if method.initialisation == "ibp":
+        models.initialise_for_intervals(model)
+    model.to(device)
     world.from_first(lambda: run.open(config))
     if not world.from_first(lambda: run.trained):
         history = train(

@@ -13,7 +13,7 @@ from torch.nn import functional
 from robustkit.bounds import BoundedNetwork, BoundMethod, intersect
 from robustkit.bounds import network as bounds_network
 from robustkit.errors import RobustkitError, UnsupportedLayerError
-from robustkit.margins import certified, logit_margins
+from robustkit.margins import certified, logit_margins, margin_specification
 from robustkit.threat import LinfBall
 
 
@@ -137,6 +137,65 @@ def test_input_coefficients_bound_the_network_from_above(kind: str) -> None:
             point = LinfBall(0.05).sample(x, torch.Generator().manual_seed(5))
             line = torch.einsum("brchw,bchw->br", coefficients, point) + offset
             assert (network.model(point) <= line + 1e-4).all()
+
+
+def relu_inputs(kind: str, model: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """What enters each ReLU, in network order; ``nn.ReLU`` calls the function too."""
+    seen: list[Tensor] = []
+    original = torch.relu
+
+    def relu(z: Tensor) -> Tensor:
+        seen.append(z)
+        return original(z)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "relu", relu)
+        model(x)
+    return seen
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.1])
+@pytest.mark.parametrize(("kind", "count"), [("mlp", 2), ("conv", 3), ("batch_norm", 2), ("residual", 3), ("tanh", 0)])
+def test_an_interval_pass_bounds_what_enters_every_relu(kind: str, count: int, eps: float) -> None:
+    network, x, y, ball = bounded(kind), networks.inputs(5), torch.tensor([0, 1, 2, 3, 0]), LinfBall(eps)
+    lb, ub = ball.box(x)
+    margins, layers = network.interval_pass(lb, ub, margin_specification(y, 4))
+    torch.testing.assert_close(margins, network.lower_margins(x, y, ball, BoundMethod.IBP))
+    assert len(layers) == count
+    draw = torch.Generator().manual_seed(3)
+    for _ in range(50):
+        points = ball.sample(x, draw)
+        for (lower, upper), z in zip(layers, relu_inputs(kind, network.model, points), strict=True):
+            assert lower.shape == upper.shape == z.shape
+            assert (lower - 1e-5 <= z).all() and (z <= upper + 1e-5).all()
+
+
+def test_an_interval_pass_gives_hand_numbers_and_gradients() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.tensor([[1.0, -2.0], [1.0, 1.0]]))
+        model[1].bias.copy_(torch.tensor([0.0, -3.0]))
+        model[3].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        model[3].bias.zero_()
+    x = torch.tensor([[[[0.5, 0.25]]]])
+    network = BoundedNetwork(model, x)
+    lb, ub = LinfBall(0.125).box(x)
+    margins, [(lower, upper)] = network.interval_pass(lb, ub, margin_specification(torch.tensor([0]), 2))
+    torch.testing.assert_close(lower, torch.tensor([[-0.375, -2.5]]))
+    torch.testing.assert_close(upper, torch.tensor([[0.375, -2.0]]))
+    torch.testing.assert_close(margins, torch.tensor([[0.0, 0.0]]))
+    (gradient,) = torch.autograd.grad((upper - lower).sum(), model[1].weight)
+    torch.testing.assert_close(gradient, torch.tensor([[0.25, -0.25], [0.25, 0.25]]))
+
+
+def test_an_interval_pass_refuses_what_bounds_refuse() -> None:
+    network, x, specification = bounded("mlp"), networks.inputs(1), margin_specification(torch.tensor([0]), 4)
+    with pytest.raises(RobustkitError, match="expected a box with finite corners"):
+        network.interval_pass(x + 0.1, x, specification)
+    with torch.no_grad():
+        network.model[1].weight[0, 0] = torch.nan
+    with pytest.raises(RobustkitError, match=r"expected finite weights, but '1.weight'"):
+        network.interval_pass(x, x, specification)
 
 
 def test_it_shares_parameters_and_buffers_with_the_network() -> None:

@@ -10,6 +10,7 @@ from robustkit.models.architectures import (
     make_model,
 )
 from robustkit.models.checkpoints import ModelCard, fingerprint, load_checkpoint, load_weights, save_checkpoint
+from robustkit.models.initialisation import initialise_for_intervals
 from robustkit.models.named import ARCHITECTURES
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "count_parameters",
     "count_relus",
     "fingerprint",
+    "initialise_for_intervals",
     "load_checkpoint",
     "load_weights",
     "make_model",

@@ -8,7 +8,10 @@ from typing import Any
 from robustkit.config import build
 from robustkit.errors import unknown_name
 from robustkit.training.adversarial import PGDTraining
+from robustkit.training.crown_ibp import CrownIBP
+from robustkit.training.dual import Dual
 from robustkit.training.expressive import CCIBP, MTLIBP, ExpIBP
+from robustkit.training.fast import FastIBP
 from robustkit.training.fgsm import FGSMRS
 from robustkit.training.ibp import IBP
 from robustkit.training.loop import STATE_FILE, train
@@ -18,6 +21,7 @@ from robustkit.training.natural import Natural
 from robustkit.training.parallel import World
 from robustkit.training.sabr import SABR
 from robustkit.training.schedules import EpochMetrics, EpsRamp
+from robustkit.training.taps import STAPS, TAPS
 from robustkit.training.trades import TRADES
 
 __all__ = [
@@ -34,7 +38,24 @@ __all__ = [
 ]
 
 METHODS: dict[str, type[TrainingMethod]] = {
-    one.name: one for one in (Natural, FGSMRS, PGDTraining, TRADES, IBP, SABR, MTLIBP, CCIBP, ExpIBP, MixTrain)
+    one.name: one
+    for one in (
+        Natural,
+        FGSMRS,
+        PGDTraining,
+        TRADES,
+        IBP,
+        FastIBP,
+        CrownIBP,
+        Dual,
+        SABR,
+        TAPS,
+        STAPS,
+        MTLIBP,
+        CCIBP,
+        ExpIBP,
+        MixTrain,
+    )
 }
 """Every training method by name."""
 

@@ -15,7 +15,8 @@ from robustkit.errors import UsageError
 from robustkit.margins import margin_specification, robust_loss
 from robustkit.threat import LinfBall
 from robustkit.training.adversarial import attacked
-from robustkit.training.method import Initialisation, Moment, Trainee
+from robustkit.training.method import Moment, Trainee
+from robustkit.training.regularisers import Start, bounded_margins, check_regularisation, penalty_at_zero
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 
 
@@ -24,19 +25,24 @@ class _Expressive(ABC):
     """Between adversarial training (alpha 0) and interval bound propagation (alpha 1).
 
     The attack's ball follows the eps ramp; its points are judged with the batch-norm statistics of the clean batch, as
-    the bounds are.
+    the bounds are. While eps grows, the regularisers of ``fast-ibp`` are added, those of the ball; over a share of a
+    batch they are those of the share.
 
     Attributes:
         alpha: share of the bound, in [0, 1]; the larger the radius, the larger.
         attack_scale: radius of the attack as a multiple of eps; 2.1 for CIFAR-10 at 2/255.
         steps: gradient steps of the attack.
         rel_step_size: step as a fraction of the attack's radius.
+        regularisation: weight of the regularisers at the start; it falls to zero as eps reaches its target.
+        initialisation: how the weights are drawn: ``"ibp"`` as for ``fast-ibp``, or ``"default"``.
     """
 
     alpha: float = 0.3
     attack_scale: float = 1.0
     steps: int = 8
     rel_step_size: float = 0.25
+    regularisation: float = 0.5
+    initialisation: Start = "ibp"
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.alpha <= 1.0:
@@ -47,6 +53,7 @@ class _Expressive(ABC):
             raise UsageError(f"expected steps of at least 1, got {self.steps}")
         if not self.rel_step_size > 0:
             raise UsageError(f"expected rel_step_size above 0, got {self.rel_step_size}")
+        check_regularisation(self.regularisation)
 
     @property
     def validation_bound(self) -> BoundMethod | None:
@@ -62,14 +69,15 @@ class _Expressive(ABC):
         natural = functional.cross_entropy(trainee.bounds(x), y)  # sets the statistics that batch norm bounds with
         ball = moment.ball
         if ball.eps == 0.0:
-            return natural
+            return natural + penalty_at_zero(trainee, x, y, moment, regularisation=self.regularisation)
         wide = LinfBall(min(1.0, self.attack_scale * ball.eps), ball.lower, ball.upper)
         x_adv = attacked(trainee.model, x, y, wide, moment, steps=self.steps, rel_step_size=self.rel_step_size)
         bounds = trainee.bounds
         seen, _ = bounds.output_bounds(
             x_adv, x_adv, margin_specification(y, bounds.classes), BoundMethod.IBP, upper=False
         )
-        return self.combine(bounds.lower_margins(x, y, ball, BoundMethod.IBP), seen, y, moment.weight)
+        proved, penalty = bounded_margins(trainee, ball.box(x), y, moment, regularisation=self.regularisation)
+        return self.combine(proved, seen, y, moment.weight) + penalty
 
     @abstractmethod
     def combine(self, proved: Tensor, seen: Tensor, y: Tensor, alpha: float) -> Tensor:
@@ -85,7 +93,6 @@ class MTLIBP(_Expressive):
 
     name: ClassVar[str] = "mtl-ibp"
     formula: ClassVar[str] = "alpha * CE(-margins) + (1 - alpha) * CE(f(x'), y)"
-    initialisation: ClassVar[Initialisation] = "default"
 
     def combine(self, proved: Tensor, seen: Tensor, y: Tensor, alpha: float) -> Tensor:
         """Add the losses."""
@@ -101,7 +108,6 @@ class CCIBP(_Expressive):
 
     name: ClassVar[str] = "cc-ibp"
     formula: ClassVar[str] = "CE(-(alpha * margins + (1 - alpha) * margins at x'))"
-    initialisation: ClassVar[Initialisation] = "default"
 
     def combine(self, proved: Tensor, seen: Tensor, y: Tensor, alpha: float) -> Tensor:
         """Add the margins."""
@@ -117,7 +123,6 @@ class ExpIBP(_Expressive):
 
     name: ClassVar[str] = "exp-ibp"
     formula: ClassVar[str] = "CE(-margins)**alpha * CE(f(x'), y)**(1 - alpha)"
-    initialisation: ClassVar[Initialisation] = "default"
 
     def combine(self, proved: Tensor, seen: Tensor, y: Tensor, alpha: float) -> Tensor:
         """Multiply the powers of the losses."""

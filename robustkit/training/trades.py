@@ -16,6 +16,7 @@ from robustkit.bounds import BoundMethod
 from robustkit.errors import UsageError
 from robustkit.training.method import Initialisation, Moment, Trainee
 from robustkit.training.schedules import EpochMetrics, EpsRamp
+from robustkit.training.weights import Weights, check_temperature, divergences, weighted
 
 START_DEVIATION = 0.001
 """Standard deviation of the noise that the attack starts with: at the sample itself the divergence has no gradient."""
@@ -32,8 +33,12 @@ class TRADES:
         beta: weight of the divergence.
         steps: gradient steps of the attack.
         rel_step_size: step as a fraction of eps; 2.5 eps over all steps where it is 0.
+        weights: ``"none"``; ``"weat"`` weighs each sample by the energy of its clean logits, WEAT's natural form;
+            ``"done"`` weighs it by the softmax of its loss, within a share where a batch is shared. While eps is zero
+            training is natural.
+        done_temperature: with ``"done"``, the greater, the more alike the weights, above 0.
 
-    Source: Zhang et al. 2019, arXiv 1901.08573, Algorithm 1.
+    Source: Zhang et al. 2019, arXiv 1901.08573, Algorithm 1; for the weights see ``robustkit.training.weights``.
     """
 
     name: ClassVar[str] = "trades"
@@ -42,6 +47,8 @@ class TRADES:
     beta: float = 6.0
     steps: int = 10
     rel_step_size: float = 0.0
+    weights: Weights = "none"
+    done_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -50,6 +57,7 @@ class TRADES:
             raise UsageError(f"expected beta of at least 0, got {self.beta}")
         if not self.rel_step_size >= 0:
             raise UsageError(f"expected rel_step_size of at least 0, got {self.rel_step_size}")
+        check_temperature(self.done_temperature)
 
     @property
     def validation_bound(self) -> BoundMethod | None:
@@ -66,10 +74,9 @@ class TRADES:
             return functional.cross_entropy(trainee.model(x), y)
         x_adv = self._attack(trainee, x, y, moment)
         clean, moved = trainee.model(x), trainee.model(x_adv)
-        divergence = functional.kl_div(
-            functional.log_softmax(moved, dim=1), functional.softmax(clean, dim=1), reduction="batchmean"
-        )
-        return functional.cross_entropy(clean, y) + moment.weight * divergence
+        natural = functional.cross_entropy(clean, y, reduction="none")
+        losses = natural + moment.weight * divergences(clean, moved)
+        return weighted(losses, clean, self.weights, temperature=self.done_temperature)
 
     def _attack(self, trainee: Trainee, x: Tensor, y: Tensor, moment: Moment) -> Tensor:
         ball, model = moment.ball, trainee.model
