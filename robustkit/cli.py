@@ -140,13 +140,12 @@ def train(**typed: Any) -> None:
     config = _config(typed, own)
     network = train_network(config, RUNS, Terminal(), out=_path(typed["out"]))
     history = network.run.history()
-    last = history.iloc[-1]
-    vra = "" if last["val_vra"] != last["val_vra"] else f", verified {last['val_vra']:.2%}"
+    if not len(history):
+        raise RobustkitError(f"{network.run.path} is trained, but its history.jsonl is missing; restore it from a copy")
     click.echo(f"{network.run.path}")
     click.echo(
         f"{network.config.train.method} on {network.dataset.name} at eps {network.config.train.eps:.4g}: "
-        f"{len(history)} epochs in {history['seconds'].sum():.1f} s; on {_validated(network)} validation samples "
-        f"clean {last['val_clean']:.2%}{vra}"
+        f"{len(history)} epochs in {history['seconds'].sum():.1f} s; {_validated(network, history.iloc[-1])}"
     )
 
 
@@ -371,8 +370,14 @@ def _show(paths: list[Path]) -> None:
         click.echo(f"wrote {path}")
 
 
-def _validated(network: Network) -> int:
-    return min(len(network.dataset.val), network.config.data.val_n)
+def _validated(network: Network, last: pd.Series[float]) -> str:
+    """Say what the last epoch measured on the validation samples."""
+    count = min(len(network.dataset.val), network.config.data.val_n)
+    if not count:
+        why = "data.val_n is 0" if not network.config.data.val_n else f"{network.dataset.name} has no samples for it"
+        return f"nothing was validated: {why}"
+    vra = "" if last["val_vra"] != last["val_vra"] else f", verified {last['val_vra']:.2%}"
+    return f"on {count} validation samples clean {last['val_clean']:.2%}{vra}"
 
 
 def _given(**values: Any) -> dict[str, Any]:

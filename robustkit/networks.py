@@ -90,8 +90,14 @@ def train_network(config: Config, root: Path, reporter: Reporter, *, out: Path |
         The trained network.
 
     Raises:
+        UsageError: a checkpoint is named, which only an evaluation reads.
         RobustkitError: anything the user can mend; see the message.
     """
+    if config.model.checkpoint:
+        raise UsageError(
+            f"expected no model.checkpoint to train, got {config.model.checkpoint}: training starts from fresh "
+            "weights; leave it out, or evaluate it by `robustkit evaluate --model NAME --checkpoint FILE`"
+        )
     dataset = load_data(config)
     config = resolve(config, dataset)
     run = Run(out or root / run_name(config, dataset))

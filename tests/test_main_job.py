@@ -63,7 +63,8 @@ def test_training_leaves_all_that_is_needed_to_judge_it(work: Path) -> None:
 
 def test_the_history_is_strict_json_also_where_nothing_was_measured(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.write_history([{"epoch": 1, "val_vra": float("nan")}, {"epoch": 2, "val_vra": 0.5}])
+    nothing = dict.fromkeys(("eps", "weight", "loss", "val_clean", "seconds"), 0.0)
+    run.write_history([{"epoch": 1, "val_vra": float("nan"), **nothing}, {"epoch": 2, "val_vra": 0.5, **nothing}])
     for line in (tmp_path / "history.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert run.history()["val_vra"].isna().tolist() == [True, False]
