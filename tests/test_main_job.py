@@ -397,3 +397,16 @@ def test_names_are_listed(work: Path) -> None:
     for name in ("mixtrain", "interval-gradient", "alpha-crown", "mnist_small", "fashion-mnist", "digits-ibp"):
         assert name in result.stdout
     assert "mixtrain" not in robustkit("list", "attacks").stdout
+
+
+def test_every_name_is_explained_and_sizes_are_the_published_ones(work: Path) -> None:
+    from robustkit.catalogue import catalogue
+
+    assert [name for names in catalogue(Path("runs")).values() for name, meaning in names.items() if not meaning] == []
+    lines = dict(line.split(maxsplit=1) for line in robustkit("list", "models").stdout.splitlines()[1:])
+    assert lines["mnist_small"].endswith("images (1, 28, 28), 166,406 parameters for 10 classes")
+    assert lines["imagenet200_resnet"].endswith("images (3, 64, 64), 739,720 parameters for 200 classes")
+    assert lines["mlp"] == "2 hidden layers of 100 neurons; any image"
+    assert lines["cnn5"].endswith("any image of at least 4 pixels a side")
+    assert "default model mnist_small, eps 0.3" in robustkit("list", "datasets").stdout
+    assert "Robust training on 8x8 digits, eps 0.1" in robustkit("list", "presets").stdout
