@@ -15,6 +15,7 @@ from robustkit.errors import RobustkitError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from robustkit.handbook import Page
     from robustkit.networks import Network
 
 # Everything that loads torch is imported inside the commands, so that --help answers at once.
@@ -23,6 +24,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 RUNS = Path("runs")
 BELOW_THRESHOLD = 4
 INTERRUPTED = 130
+PAGE_WIDTH = 100
 
 
 class Failure(click.ClickException):
@@ -241,9 +243,38 @@ def list_names(what: str | None) -> None:
                 click.echo(f"  {name:<22} {meaning}".rstrip())
 
 
+@cli.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """Say what each training method minimises, after which paper, with which options; or all there is of one NAME."""
+    from robustkit.handbook import method_page
+    from robustkit.training import METHODS
+
+    if name is not None:
+        _print_page(method_page(name))
+        return
+    for page in map(method_page, METHODS):
+        click.echo(f"{page.name:<12} {page.summary}")
+        options = ", ".join(f"{one.name}={one.default}" for one in page.options) or "none"
+        for heading, text in (("formula", page.formula), ("source", page.source), ("options", options)):
+            click.echo(f"  {heading:<10} {text}")
+
+
 def main() -> None:
     """Run the command line."""
     cli(prog_name="robustkit")
+
+
+def _print_page(page: Page) -> None:
+    """Show all there is to know of one training method."""
+    for part in (f"{page.name}: {page.summary}", *page.details):
+        click.echo(click.wrap_text(part, PAGE_WIDTH))
+        click.echo("")
+    click.echo(f"formula: {page.formula}")
+    click.echo(click.wrap_text(f"source: {page.source}", PAGE_WIDTH, subsequent_indent="  "))
+    for option in page.options:
+        text = f"--set train.options.{page.name}.{option.name}={option.default}"
+        click.echo(f"\n{text}\n{click.wrap_text(option.meaning, PAGE_WIDTH, '    ', '    ')}")
 
 
 def _evaluate(typed: dict[str, Any], kinds: list[str]) -> None:
