@@ -13,11 +13,11 @@ from robustkit import models
 from robustkit._process import use_full_precision
 from robustkit.config import Config, digest, plain
 from robustkit.data import Dataset, load_dataset
-from robustkit.errors import UsageError, unknown_name
+from robustkit.errors import UsageError
 from robustkit.progress import Reporter
 from robustkit.results import Subject
 from robustkit.runs import Run, environment, what_training_reads
-from robustkit.training import METHODS, STATE_FILE, EpsRamp, Plan, make_method, train
+from robustkit.training import STATE_FILE, EpsRamp, Plan, make_method, train
 
 
 @dataclass(frozen=True)
@@ -101,9 +101,8 @@ def train_network(config: Config, root: Path, reporter: Reporter, *, out: Path |
     dataset = load_data(config)
     config = resolve(config, dataset)
     run = Run(out or root / run_name(config, dataset))
-    for name in config.train.options:
-        if name not in METHODS:
-            raise unknown_name("training method", name, METHODS)
+    for name, options in config.train.options.items():  # also those of methods that are not used here
+        make_method(name, options)
     method = make_method(config.train.method, config.train.options.get(config.train.method))
     device = set_up(config)
     if not len(dataset.train):
