@@ -191,6 +191,25 @@ def evaluate(**typed: Any) -> None:
 
 
 @cli.command()
+@click.option("--natural", required=True, metavar="DIR", help="Run of an accurate network.")
+@click.option("--robust", required=True, metavar="DIR", help="Run of the network that certificates rest on.")
+@click.option("--weight", type=float, default=0.8, show_default=True, help="Of the robust network, in (0, 1].")
+@click.option("--out", metavar="DIR", help="The run directory.  [default: runs/...]")
+def mix(natural: str, robust: str, weight: float, out: str | None) -> None:
+    """Mix the probabilities of two trained networks; attack, verify and report take the mixture like any run.
+
+    With weight a of the robust network a sample is certified where its probability margin exceeds (1 - a) / a over the
+    whole ball: nothing is for 0.5 or less.
+    """
+    from robustkit.mixing import mix_networks
+    from robustkit.runs import Run
+
+    network = mix_networks(Run(Path(natural)), Run(Path(robust)), weight, RUNS, out=_path(out))
+    click.echo(f"{network.run.path}")
+    click.echo(f"{1 - weight:.4g} of {natural} and {weight:.4g} of {robust} on {network.dataset.name}")
+
+
+@cli.command()
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--out", metavar="DIR", help="Folder of the report.  [default: report/ beside the runs]")
 @click.option("--title", help="Heads the report.")

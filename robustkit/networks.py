@@ -135,7 +135,7 @@ def open_run(run: Run, config: Config | None = None, dataset: Dataset | None = N
         return open_checkpoint(config, run.path.parent, out=run.path)
     model, card = models.load_checkpoint(run.path)
     dataset = dataset or load_data(config)
-    _check_fit(card, dataset)
+    check_fit(card, dataset)
     subject = Subject(run.name, models.fingerprint(model), card.method, card.eps, dataset.name, card.seed)
     return Network(run, config, model.to(set_up(config)), dataset, subject)
 
@@ -207,8 +207,12 @@ def _card(config: Config, dataset: Dataset) -> models.ModelCard:
     )
 
 
-def _check_fit(card: models.ModelCard, dataset: Dataset) -> None:
-    """Refuse a dataset that the network was not made for."""
+def check_fit(card: models.ModelCard, dataset: Dataset) -> None:
+    """Refuse a dataset that the network was not made for.
+
+    Raises:
+        UsageError: images of another shape, or another number of classes.
+    """
     if (tuple(card.input_shape), card.classes) != (dataset.input_shape, dataset.classes):
         raise UsageError(
             f"expected images of shape {tuple(card.input_shape)} in {card.classes} classes for this network, "
