@@ -33,7 +33,11 @@ def catalogue(runs: Path) -> dict[str, dict[str, str]]:
             name: "Prove what this bound alone can." if name in set(BoundMethod) else _first_line(kind)
             for name, kind in VERIFIERS.items()
         },
-        "models": {name: _describe_model(name) for name in sorted(ARCHITECTURES)},
+        "models": {name: _describe_model(name) for name in sorted(ARCHITECTURES)}
+        | {
+            "torchvision:NAME": "a classification network of torchvision with fresh weights, such as resnet18",
+            "package.module:factory": "your own network",
+        },
         "datasets": {name: describe_dataset(name) for name in dataset_names()},
         "presets": {name: load_experiment(name).title for name in preset_names()},
         "runs": {str(run.path): "trained" if run.trained else "evaluated or unfinished" for run in found},

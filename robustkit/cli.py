@@ -326,7 +326,8 @@ def _network(typed: dict[str, Any], own: dict[str, Any]) -> Network:
             raise UsageError("expected --run or --checkpoint, got both; leave one out")
         if not typed["model"]:
             raise UsageError("expected --model (its architecture) beside --checkpoint; see `robustkit list models`")
-        if not typed["checkpoint"] and ":" not in typed["model"]:
+        factory = ":" in typed["model"] and not typed["model"].startswith("torchvision:")  # it may load its weights
+        if not typed["checkpoint"] and not factory:
             raise UsageError(
                 f"expected --checkpoint with --model {typed['model']}: without weights there is nothing to judge"
             )
