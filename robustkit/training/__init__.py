@@ -58,8 +58,8 @@ def make_method(name: str, options: Mapping[str, Any] | None = None) -> Training
         owners = [other for other, kind in METHODS.items() if option in _option_names(kind)]
         if owners and name not in owners:
             raise UsageError(
-                f"expected an option of {name} in train.options.{name}, got {option!r}, an option of "
-                f"{', '.join(owners)}; see `robustkit methods {name}`"
+                f"unknown option of train.options.{name} {option!r}: it is an option of {', '.join(owners)}; "
+                f"see `robustkit methods {name}` for those of {name}"
             )
     return build(METHODS[name], options or {}, f"train.options.{name}")
 
