@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustkit.attacks.base import AttackResult, Task, check_setting, evaluating, random_start
 from robustkit.attacks.pgd import LOSSES, pgd_steps
-from robustkit.bounds import BoundedNetwork
+from robustkit.bounds import Bounded, bounded
 from robustkit.margins import margin_specification
 from robustkit.threat import LinfBall
 
@@ -41,7 +41,8 @@ class IntervalGradient:
         seed: of the random starts.
 
     Source: Wang et al. 2019, arXiv 1906.02282, with the constants of the authors' code at eps 0.3: step 0.01, widening
-    0.01. Deviations: samples leave as soon as they are broken; a pixel with coefficient 0 stays where it is.
+    0.01. Deviations: samples leave as soon as they are broken; a pixel with coefficient 0 stays where it is;
+    a mixture is attacked along the interval gradient of its robust network.
     """
 
     name: ClassVar[str] = "interval-gradient"
@@ -75,12 +76,12 @@ class IntervalGradient:
             task = Task.begin(model, x, y, ball, index)
             if not len(task.worst.standing()):
                 return task.worst.result()
-            network = BoundedNetwork(model, task.x[:1])
+            network = bounded(model, task.x[:1])
             for restart in range(self.restarts):
                 self._restart(model, network, task, ball, restart)
             return task.worst.result()
 
-    def _restart(self, model: nn.Module, network: BoundedNetwork, task: Task, ball: LinfBall, restart: int) -> None:
+    def _restart(self, model: nn.Module, network: Bounded, task: Task, ball: LinfBall, restart: int) -> None:
         rows, points = task.worst.standing(), task.x.clone()
         if restart > 0 and len(rows):
             points[rows] = random_start(task.x[rows], ball, task.index[rows.cpu()], seed=self.seed, restart=restart)
@@ -107,7 +108,7 @@ class IntervalGradient:
         task.worst.offer(rows, worst)
 
     @torch.no_grad()
-    def _move(self, points: Tensor, network: BoundedNetwork, task: Task, ball: LinfBall) -> None:
+    def _move(self, points: Tensor, network: Bounded, task: Task, ball: LinfBall) -> None:
         """Move what stands along its interval gradient, back into the ball."""
         for rows in torch.split(task.worst.standing(), self.bound_batch):
             if not len(rows):
@@ -118,7 +119,7 @@ class IntervalGradient:
             points[rows] = torch.minimum(torch.maximum(moved, task.lb[rows]), task.ub[rows])
 
     def _interval_gradient(
-        self, network: BoundedNetwork, points: Tensor, y: Tensor, classes: int, ball: LinfBall
+        self, network: Bounded, points: Tensor, y: Tensor, classes: int, ball: LinfBall
     ) -> tuple[Tensor, Tensor]:
         """Widen until a class could win; the gradient stays 0 where none could in the widest box."""
         gradient, radius = torch.zeros_like(points), points.new_zeros(len(points))
@@ -142,9 +143,7 @@ class IntervalGradient:
         yield 0.5 * ball.eps
 
 
-def interval_gradient(
-    network: BoundedNetwork, lb: Tensor, ub: Tensor, y: Tensor, classes: int
-) -> tuple[Tensor, Tensor]:
+def interval_gradient(network: Bounded, lb: Tensor, ub: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Give the interval gradient over each box, for the class with the greatest upper bound of ``f_d - f_y``.
 
     Args:

@@ -16,6 +16,7 @@ from robustkit.errors import RobustkitError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from robustkit.handbook import Page
     from robustkit.networks import Network
 
 # Everything that loads torch is imported inside the commands, so that --help answers at once.
@@ -24,6 +25,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 RUNS = Path("runs")
 BELOW_THRESHOLD = 4
 INTERRUPTED = 130
+PAGE_WIDTH = 100
 
 
 class Failure(click.ClickException):
@@ -145,13 +147,12 @@ def train(**typed: Any) -> None:
     if not alone:
         return
     history = network.run.history()
-    last = history.iloc[-1]
-    vra = "" if last["val_vra"] != last["val_vra"] else f", verified {last['val_vra']:.2%}"
+    if not len(history):
+        raise RobustkitError(f"{network.run.path} is trained, but its history.jsonl is missing; restore it from a copy")
     click.echo(f"{network.run.path}")
     click.echo(
         f"{network.config.train.method} on {network.dataset.name} at eps {network.config.train.eps:.4g}: "
-        f"{len(history)} epochs in {history['seconds'].sum():.1f} s; on {_validated(network)} validation samples "
-        f"clean {last['val_clean']:.2%}{vra}"
+        f"{len(history)} epochs in {history['seconds'].sum():.1f} s; {_validated(network, history.iloc[-1])}"
     )
 
 
@@ -192,6 +193,25 @@ def evaluate(**typed: Any) -> None:
     if typed["methods"]:
         raise UsageError("expected no --method for evaluate; use attack or verify, or --set attack.methods=[...]")
     _evaluate(typed, ["attack", "verify"])
+
+
+@cli.command()
+@click.option("--natural", required=True, metavar="DIR", help="Run of an accurate network.")
+@click.option("--robust", required=True, metavar="DIR", help="Run of the network that certificates rest on.")
+@click.option("--weight", type=float, default=0.8, show_default=True, help="Of the robust network, in (0, 1].")
+@click.option("--out", metavar="DIR", help="The run directory.  [default: runs/...]")
+def mix(natural: str, robust: str, weight: float, out: str | None) -> None:
+    """Mix the probabilities of two trained networks; attack, verify and report take the mixture like any run.
+
+    With weight a of the robust network a sample is certified where its probability margin exceeds (1 - a) / a over the
+    whole ball: nothing is for 0.5 or less.
+    """
+    from robustkit.mixing import mix_networks
+    from robustkit.runs import Run
+
+    network = mix_networks(Run(Path(natural)), Run(Path(robust)), weight, RUNS, out=_path(out))
+    click.echo(f"{network.run.path}")
+    click.echo(f"{1 - weight:.4g} of {natural} and {weight:.4g} of {robust} on {network.dataset.name}")
 
 
 @cli.command()
@@ -247,9 +267,38 @@ def list_names(what: str | None) -> None:
                 click.echo(f"  {name:<22} {meaning}".rstrip())
 
 
+@cli.command()
+@click.argument("name", required=False)
+def methods(name: str | None) -> None:
+    """Say what each training method minimises, after which paper, with which options; or all there is of one NAME."""
+    from robustkit.handbook import method_page
+    from robustkit.training import METHODS
+
+    if name is not None:
+        _print_page(method_page(name))
+        return
+    for page in map(method_page, METHODS):
+        click.echo(f"{page.name:<12} {page.summary}")
+        options = ", ".join(f"{one.name}={one.default}" for one in page.options) or "none"
+        for heading, text in (("formula", page.formula), ("source", page.source), ("options", options)):
+            click.echo(f"  {heading:<10} {text}")
+
+
 def main() -> None:
     """Run the command line."""
     cli(prog_name="robustkit")
+
+
+def _print_page(page: Page) -> None:
+    """Show all there is to know of one training method."""
+    for part in (f"{page.name}: {page.summary}", *page.details):
+        click.echo(click.wrap_text(part, PAGE_WIDTH))
+        click.echo("")
+    click.echo(f"formula: {page.formula}")
+    click.echo(click.wrap_text(f"source: {page.source}", PAGE_WIDTH, subsequent_indent="  "))
+    for option in page.options:
+        text = f"--set train.options.{page.name}.{option.name}={option.default}"
+        click.echo(f"\n{text}\n{click.wrap_text(option.meaning, PAGE_WIDTH, '    ', '    ')}")
 
 
 def _evaluate(typed: dict[str, Any], kinds: list[str]) -> None:
@@ -282,7 +331,8 @@ def _network(typed: dict[str, Any], own: dict[str, Any]) -> Network:
             raise UsageError("expected --run or --checkpoint, got both; leave one out")
         if not typed["model"]:
             raise UsageError("expected --model (its architecture) beside --checkpoint; see `robustkit list models`")
-        if not typed["checkpoint"] and ":" not in typed["model"]:
+        factory = ":" in typed["model"] and not typed["model"].startswith("torchvision:")  # it may load its weights
+        if not typed["checkpoint"] and not factory:
             raise UsageError(
                 f"expected --checkpoint with --model {typed['model']}: without weights there is nothing to judge"
             )
@@ -376,8 +426,14 @@ def _show(paths: list[Path]) -> None:
         click.echo(f"wrote {path}")
 
 
-def _validated(network: Network) -> int:
-    return min(len(network.dataset.val), network.config.data.val_n)
+def _validated(network: Network, last: pd.Series[float]) -> str:
+    """Say what the last epoch measured on the validation samples."""
+    count = min(len(network.dataset.val), network.config.data.val_n)
+    if not count:
+        why = "data.val_n is 0" if not network.config.data.val_n else f"{network.dataset.name} has no samples for it"
+        return f"nothing was validated: {why}"
+    vra = "" if last["val_vra"] != last["val_vra"] else f", verified {last['val_vra']:.2%}"
+    return f"on {count} validation samples clean {last['val_clean']:.2%}{vra}"
 
 
 def _given(**values: Any) -> dict[str, Any]:

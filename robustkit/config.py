@@ -48,7 +48,8 @@ class ModelConfig:
     """Which network.
 
     Attributes:
-        name: an architecture's name, or ``package.module:factory``; empty for the dataset's own default.
+        name: an architecture's name, ``torchvision:NAME``, or ``package.module:factory``; empty for the dataset's own
+            default.
         checkpoint: weights trained elsewhere, for evaluation.
         width: channels of the first convolution, or neurons of a hidden layer; the published width where not given.
     """

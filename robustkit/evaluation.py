@@ -16,7 +16,7 @@ from torch import Tensor
 from robustkit.attacks import ATTACKS, Examples, attack_batches, load_examples, make_attack, save_examples
 from robustkit.config import EvaluationConfig, digest
 from robustkit.data import Split
-from robustkit.errors import SoundnessError, UsageError, unknown_name
+from robustkit.errors import SoundnessError, UnsupportedLayerError, UsageError, unknown_name
 from robustkit.networks import Network
 from robustkit.progress import Reporter, working
 from robustkit.results import COLUMNS, check_coherence, find_clashes, read_table, write_table
@@ -50,6 +50,7 @@ def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter:
 
     Raises:
         SoundnessError: a sample is both verified and broken; it is saved beside the results.
+        UnsupportedLayerError: what was asked for needs bounds, and a layer has none; what came before it is kept.
         RobustkitError: anything the user can mend; see the message.
     """
     if not settings.methods:
@@ -60,13 +61,26 @@ def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter:
             raise unknown_name(kind if kind == "attack" else "verifier", name, known)
     if not len(network.dataset.test):
         raise UsageError(f"expected test samples in {network.dataset.name}, found none")
-    tables = [
-        _evaluate_one(network, kind, name, settings, eps, reporter)
-        for eps in dict.fromkeys(settings.eps or network.config.attack.eps)
-        for name in dict.fromkeys(settings.methods)
-    ]
+    tables: dict[tuple[float, str], pd.DataFrame] = {}
+    for eps in dict.fromkeys(settings.eps or network.config.attack.eps):
+        for name in dict.fromkeys(settings.methods):
+            try:
+                tables[eps, name] = _evaluate_one(network, kind, name, settings, eps, reporter)
+            except UnsupportedLayerError as error:
+                if kind == "verify":
+                    raise
+                raise UnsupportedLayerError(_attack_without_bounds(network, name, list(tables), error)) from error
     stop_at_clash(network)
-    return pd.concat(tables, ignore_index=True)
+    return pd.concat(tables.values(), ignore_index=True)
+
+
+def _attack_without_bounds(
+    network: Network, name: str, done: list[tuple[float, str]], error: UnsupportedLayerError
+) -> str:
+    """Say which attack needs bounds of the network, what to attack by instead, and what is kept."""
+    finished = ", ".join(f"{one} at eps {eps:.4g}" for eps, one in done)
+    kept = f"; the results of {finished} are kept in {network.run.path / RESULTS}" if finished else ""
+    return f"attack {name} needs bounds of this network: {error}; attack it by --method pgd instead{kept}"
 
 
 def stop_at_clash(network: Network) -> None:

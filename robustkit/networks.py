@@ -13,11 +13,11 @@ from robustkit import models
 from robustkit._process import use_full_precision
 from robustkit.config import Config, digest, plain
 from robustkit.data import Dataset, load_dataset
-from robustkit.errors import UsageError, unknown_name
+from robustkit.errors import UsageError
 from robustkit.progress import Reporter
 from robustkit.results import Subject
 from robustkit.runs import Run, environment, what_training_reads
-from robustkit.training import METHODS, STATE_FILE, EpochMetrics, World, make_method, train
+from robustkit.training import STATE_FILE, EpochMetrics, World, make_method, train
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,19 @@ def train_network(config: Config, root: Path, reporter: Reporter, *, out: Path |
         The trained network.
 
     Raises:
+        UsageError: a checkpoint is named, which only an evaluation reads.
         RobustkitError: anything the user can mend; see the message.
     """
+    if config.model.checkpoint:
+        raise UsageError(
+            f"expected no model.checkpoint to train, got {config.model.checkpoint}: training starts from fresh "
+            "weights; leave it out, or evaluate it by `robustkit evaluate --model NAME --checkpoint FILE`"
+        )
     dataset = load_data(config)
     config = resolve(config, dataset)
     run = Run(out or root / run_name(config, dataset))
-    for name in config.train.options:
-        if name not in METHODS:
-            raise unknown_name("training method", name, METHODS)
+    for name, options in config.train.options.items():  # also those of methods that are not used here
+        make_method(name, options)
     method = make_method(config.train.method, config.train.options.get(config.train.method))
     device = set_up(config)
     if not len(dataset.train):
@@ -151,7 +156,7 @@ def open_run(run: Run, config: Config | None = None, dataset: Dataset | None = N
         return open_checkpoint(config, run.path.parent, out=run.path)
     model, card = models.load_checkpoint(run.path)
     dataset = dataset or load_data(config)
-    _check_fit(card, dataset)
+    check_fit(card, dataset)
     subject = Subject(run.name, models.fingerprint(model), card.method, card.eps, dataset.name, card.seed)
     return Network(run, config, model.to(set_up(config)), dataset, subject)
 
@@ -208,8 +213,12 @@ def _card(config: Config, dataset: Dataset) -> models.ModelCard:
     )
 
 
-def _check_fit(card: models.ModelCard, dataset: Dataset) -> None:
-    """Refuse a dataset that the network was not made for."""
+def check_fit(card: models.ModelCard, dataset: Dataset) -> None:
+    """Refuse a dataset that the network was not made for.
+
+    Raises:
+        UsageError: images of another shape, or another number of classes.
+    """
     if (tuple(card.input_shape), card.classes) != (dataset.input_shape, dataset.classes):
         raise UsageError(
             f"expected images of shape {tuple(card.input_shape)} in {card.classes} classes for this network, "

@@ -14,6 +14,7 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation import evaluate
 from robustkit.experiment import Experiment
 from robustkit.files import replacing
+from robustkit.models import MIXTURE, read_card
 from robustkit.networks import open_checkpoint, train_network
 from robustkit.progress import Reporter
 from robustkit.reports import RunFacts, write_report
@@ -60,13 +61,14 @@ def run_facts(run: Run) -> RunFacts:
     """Collect what a report says of a run beside its results."""
     config, history = run.config(), run.history()
     dataset = run.table()["dataset"].iloc[:1].tolist()
-    foreign = bool(config.model.checkpoint) or not run.trained
+    mixed = config.model.name == MIXTURE
+    foreign = mixed or bool(config.model.checkpoint) or not run.trained
     return RunFacts(
         name=run.name,
         training="" if foreign else config.train.method,
         train_eps=float("nan") if foreign or config.train.method == "natural" else config.train.eps or 0.0,
         dataset=dataset[0] if dataset else config.data.name,
-        model=config.model.name,
+        model=read_card(run.path).parts[1].architecture if mixed else config.model.name,  # beside its robust part
         seed=config.seed,
         train_seconds=float(history["seconds"].sum()) if len(history) else float("nan"),
         hardware=str(run.environment().get("hardware", "")),

@@ -29,6 +29,10 @@ ENVIRONMENT_FILE = "environment.json"
 EXPERIMENT_FILE = "experiment.toml"
 RESULTS = "results"
 EXAMPLES = "examples"
+MEASURED = ("epoch", "eps", "weight", "loss", "val_clean", "val_vra", "seconds")
+"""What a report reads of every epoch."""
+
+MEND = "restore it from a copy, or train again into another --out"
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,20 @@ class Run:
         return configuration(read_toml(self.path / CONFIG_FILE))
 
     def environment(self) -> dict[str, Any]:
-        """Read what the run was computed on."""
-        found: dict[str, Any] = json.loads((self.path / ENVIRONMENT_FILE).read_text(encoding="utf-8"))
+        """Read what the run was computed on.
+
+        Raises:
+            RobustkitError: the file is missing or damaged.
+        """
+        path = self.path / ENVIRONMENT_FILE
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise RobustkitError(f"cannot read {path}, where a run was computed: {error.strerror}; {MEND}") from None
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise RobustkitError(f"expected one JSON object in {path}, found the file damaged; {MEND}")
         return found
 
     def write_history(self, history: Iterable[Mapping[str, Any]]) -> None:
@@ -101,9 +117,24 @@ class Run:
             )
 
     def history(self) -> pd.DataFrame:
-        """Read the metrics of every epoch; empty for a network trained elsewhere."""
+        """Read the metrics of every epoch; without a row for a network trained elsewhere.
+
+        Raises:
+            RobustkitError: the file is empty or damaged.
+        """
         path = self.path / HISTORY_FILE
-        return pd.read_json(path, lines=True).astype(float) if path.exists() else pd.DataFrame()
+        if not path.exists():
+            return pd.DataFrame()
+        try:
+            table = pd.read_json(path, lines=True).astype(float)
+        except (ValueError, TypeError):
+            table = pd.DataFrame()
+        if not len(table) or not set(MEASURED) <= set(table.columns):
+            raise RobustkitError(
+                f"expected the metrics of one epoch ({', '.join(MEASURED)}) in every line of {path}, found the file "
+                f"empty or damaged; {MEND}"
+            )
+        return table
 
     def table(self) -> pd.DataFrame:
         """Read the rows of all finished evaluations."""

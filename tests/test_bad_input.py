@@ -17,6 +17,7 @@ from torch import nn
 
 from robustkit.cli import cli
 from robustkit.models import make_model
+from robustkit.results import read_table
 
 TINY = ["--set", "train.epochs=1", "--set", "data.train_n=200", "--model", "mlp", "--method", "natural"]
 
@@ -66,11 +67,15 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["run", "digit"], ["unknown preset 'digit'", "digits"]),
         (["train", "--dataset", "mnst"], ["unknown dataset 'mnst'", "mnist"]),
         (["train", "--model", "mlpp"], ["unknown model 'mlpp'", "mlp"]),
+        (["train", "--model", "torchvision:resnet81"], ["unknown torchvision model 'resnet81'", "resnet18"]),
         (["train", "--method", "mixtrian"], ["unknown training method 'mixtrian'", "mixtrain"]),
         (["train", "--set", "train.epoch=3"], ["epoch", "epochs"]),
         (["train", "--set", "train.epochs=many"], ["train.epochs", "many"]),
         (["train", "--set", "train.epochs"], ["--set section.option=value"]),
         (["train", "--set", "train.options.mixtrain.kk=3"], ["kk"]),
+        (["train", "--set", "train.options.ibp.k=3"], ["train.options.ibp", "'k'", "an option of mixtrain;"]),
+        (["train", "--set", "train.options.ibp.kappa=3"], ["did you mean kappa_end?"]),
+        (["methods", "mixtrian"], ["unknown training method 'mixtrian'", "mixtrain"]),
         (["train", "--set", "train.options.mixtrian.k=3"], ["unknown training method 'mixtrian'"]),
         (["train", "--eps", "0.1,0.2"], ["one eps"]),
         (["train", "--batch-size", "100000"], ["batch_size"]),
@@ -78,6 +83,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["train", "--eps", "1.5"], ["[0, 1]", "1.5"]),
         (["train", "--eps", "8/0"], ["8/0"]),
         (["train", "--eps", "abc"], ["abc"]),
+        (["train", "--set", "model.checkpoint=f.pth"], ["model.checkpoint", "f.pth", "robustkit evaluate"]),
         (["list", "attack"], ["attacks"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("run", "train", "list") else "",
@@ -98,6 +104,7 @@ def test_usage_errors_name_what_came_and_what_was_expected(empty: Path, argument
         (["verify", "--model", "mlp", "--checkpoint", "x.pth", "--run", "runs"], ["--run or --checkpoint"]),
         (["verify", "--checkpoint", "x.pth"], ["--model"]),
         (["verify", "--model", "mlp"], ["--checkpoint"]),
+        (["attack", "--model", "torchvision:resnet18"], ["--checkpoint"]),
         (["attack", "--model", "nowhere:make"], ["nowhere"]),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) and value[0] in ("attack", "verify") else "",
@@ -212,6 +219,54 @@ def test_damaged_files_in_a_run(work: Path) -> None:
     robustkit("train", *TINY)
     (run / "model.safetensors").write_bytes(whole[:100])
     refused(robustkit("attack", "--n", "5"), 1, "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "parts"),
+    [
+        ("environment.json", None, ["cannot read", "No such file"]),
+        ("environment.json", "{", ["expected one JSON object", "damaged"]),
+        ("environment.json", "[]", ["expected one JSON object", "damaged"]),
+        ("history.jsonl", "", ["empty or damaged"]),
+        ("history.jsonl", '{"epoch": 1,', ["empty or damaged"]),
+        ("history.jsonl", '{"epoch": 1}\n', ["val_clean", "empty or damaged"]),
+        ("history.jsonl", '"text"\n', ["empty or damaged"]),
+    ],
+)
+def test_reports_name_the_damaged_file_of_a_run(work: Path, file: str, content: str | None, parts: list[str]) -> None:
+    (run,) = (work / "runs").iterdir()
+    robustkit("attack", "--method", "fgsm", "--n", "5")
+    (run / file).unlink()
+    if content is not None:
+        (run / file).write_text(content)
+    refused(robustkit("report"), 1, f"{run.name}/{file}", "restore it", *parts)
+
+
+def test_a_trained_run_without_its_history(work: Path) -> None:
+    (run,) = (work / "runs").iterdir()
+    (run / "history.jsonl").unlink()
+    refused(robustkit("train", *TINY), 1, "history.jsonl is missing")
+
+
+def test_training_without_validation_says_so(empty: Path) -> None:
+    result = robustkit("train", *TINY, "--set", "data.val_n=0")
+    assert result.exit_code == 0
+    assert "nothing was validated: data.val_n is 0" in result.stdout
+    assert "nan" not in result.stdout
+
+
+def test_an_attack_that_needs_bounds_is_named_and_the_others_are_kept(empty: Path) -> None:
+    Path("pooled.py").write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 10))\n"
+    )
+    result = robustkit("attack", "--model", "pooled:make", "--eps", "0.001")
+    refused(result, 1, "interval-gradient needs bounds", "MaxPool2d", "--method pgd", "results of pgd at eps 0.001")
+    (path,) = (empty / "runs").rglob("attack-*.csv")
+    assert len(read_table(path)) == 359
+    alone = robustkit("attack", "--model", "pooled:make", "--eps", "0.001", "--method", "interval-gradient")
+    assert "kept" not in alone.stderr
 
 
 def test_a_model_that_cannot_be_verified_is_refused_by_layer(empty: Path) -> None:

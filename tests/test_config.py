@@ -126,7 +126,10 @@ def test_merge_joins_tables_and_replaces_all_else() -> None:
         ({"train": {"clip": -1}}, "expected train.clip at least 0, got -1"),
         ({"train": {"weight_decay": -0.1}}, "expected train.weight_decay at least 0"),
         ({"train": {"lr_schedule": "cosin"}}, "unknown value for train.lr_schedule 'cosin'; did you mean cosine"),
-        ({"train": {"ramp_start": 0.5, "ramp_end": 0.2}}, r"expected train.ramp_start at most train.ramp_end = 0.2, got 0.5"),
+        (
+            {"train": {"ramp_start": 0.5, "ramp_end": 0.2}},
+            r"expected train.ramp_start at most train.ramp_end = 0.2, got 0.5",
+        ),
         ({"train": {"ramp_end": 1.5}}, r"expected train.ramp_end as a share of all epochs, in \[0, 1\], got 1.5"),
         ({"data": {"val_n": -1}}, "expected data.val_n at least 0"),
         ({"verify": {"n": 0}}, "expected n at least 1"),

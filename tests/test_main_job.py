@@ -63,7 +63,8 @@ def test_training_leaves_all_that_is_needed_to_judge_it(work: Path) -> None:
 
 def test_the_history_is_strict_json_also_where_nothing_was_measured(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.write_history([{"epoch": 1, "val_vra": float("nan")}, {"epoch": 2, "val_vra": 0.5}])
+    nothing = dict.fromkeys(("eps", "weight", "loss", "val_clean", "seconds"), 0.0)
+    run.write_history([{"epoch": 1, "val_vra": float("nan"), **nothing}, {"epoch": 2, "val_vra": 0.5, **nothing}])
     for line in (tmp_path / "history.jsonl").read_text().splitlines():
         json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert run.history()["val_vra"].isna().tolist() == [True, False]
@@ -396,3 +397,16 @@ def test_names_are_listed(work: Path) -> None:
     for name in ("mixtrain", "interval-gradient", "alpha-crown", "mnist_small", "fashion-mnist", "digits-ibp"):
         assert name in result.stdout
     assert "mixtrain" not in robustkit("list", "attacks").stdout
+
+
+def test_every_name_is_explained_and_sizes_are_the_published_ones(work: Path) -> None:
+    from robustkit.catalogue import catalogue
+
+    assert [name for names in catalogue(Path("runs")).values() for name, meaning in names.items() if not meaning] == []
+    lines = dict(line.split(maxsplit=1) for line in robustkit("list", "models").stdout.splitlines()[1:])
+    assert lines["mnist_small"].endswith("images (1, 28, 28), 166,406 parameters for 10 classes")
+    assert lines["imagenet200_resnet"].endswith("images (3, 64, 64), 739,720 parameters for 200 classes")
+    assert lines["mlp"] == "2 hidden layers of 100 neurons; any image"
+    assert lines["cnn5"].endswith("any image of at least 4 pixels a side")
+    assert "default model mnist_small, eps 0.3" in robustkit("list", "datasets").stdout
+    assert "Robust training on 8x8 digits, eps 0.1" in robustkit("list", "presets").stdout

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from robustkit.bounds import BoundedNetwork, BoundMethod, intersect
+from robustkit.bounds import Bounded, BoundMethod, bounded, intersect
 from robustkit.margins import worst_margin
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Verify
@@ -31,7 +31,7 @@ class BoundVerifier:
 
     def prepare(self, model: nn.Module, example: Tensor) -> Verify:
         """Prepare for a model once; see ``Verifier``."""
-        network = BoundedNetwork(model, example)
+        network = bounded(model, example)
 
         def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
             outcome = Outcome.begin(model, x, y)
@@ -42,9 +42,7 @@ class BoundVerifier:
         return verify
 
 
-def apply_bound(
-    outcome: Outcome, network: BoundedNetwork, bound: BoundMethod, x: Tensor, y: Tensor, ball: LinfBall
-) -> None:
+def apply_bound(outcome: Outcome, network: Bounded, bound: BoundMethod, x: Tensor, y: Tensor, ball: LinfBall) -> None:
     """Bound the samples that nothing has settled yet, and note what that and the bounds before prove together.
 
     Args:

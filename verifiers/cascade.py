@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.attacks import ATTACKS, Attack, make_attack
-from robustkit.bounds import BoundedNetwork, BoundMethod
+from robustkit.bounds import BoundMethod, bounded
 from robustkit.errors import UnsupportedLayerError, UsageError, unknown_name
 from robustkit.margins import correct, logit_margins, worst_margin
 from robustkit.threat import LinfBall
@@ -51,7 +51,7 @@ class Cascade:
 
     def prepare(self, model: nn.Module, example: Tensor) -> Verify:
         """Prepare for a model once; see ``Verifier``."""
-        network = BoundedNetwork(model, example)
+        network = bounded(model, example)
         attack = make_attack(self.attack, {})
         refused: dict[BoundMethod, str] = {}
 

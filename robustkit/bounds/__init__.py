@@ -1,6 +1,28 @@
 """Bounds: what a network can output over a box of inputs."""
 
-from robustkit.bounds.method import BoundMethod, intersect
-from robustkit.bounds.network import BoundedNetwork
+from __future__ import annotations
 
-__all__ = ["BoundMethod", "BoundedNetwork", "intersect"]
+from torch import Tensor, nn
+
+from robustkit.bounds.method import BoundMethod, intersect
+from robustkit.bounds.mixture import BoundedMixture
+from robustkit.bounds.network import BoundedNetwork
+from robustkit.models.mixture import Mixture
+
+__all__ = ["BoundMethod", "Bounded", "BoundedMixture", "BoundedNetwork", "bounded", "intersect"]
+
+Bounded = BoundedNetwork | BoundedMixture
+"""Any model prepared for bound propagation."""
+
+
+def bounded(model: nn.Module, example: Tensor) -> Bounded:
+    """Prepare any model for bound propagation: the one place that knows which kind of model needs which bounds.
+
+    Args:
+        model: on its device.
+        example: one input, shape ``(1, ...)``.
+
+    Raises:
+        UnsupportedLayerError: a layer cannot be bounded soundly; the layer is named.
+    """
+    return BoundedMixture(model, example) if isinstance(model, Mixture) else BoundedNetwork(model, example)

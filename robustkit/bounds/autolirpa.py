@@ -143,7 +143,8 @@ class Engine:
                 engine = library.BoundedModule(shell, self._example, bound_opts=options)
         except Exception as error:
             named = _seen(error, "unsupported_ops")
-            what = ", ".join(node.op.removeprefix("onnx::") for node in named) if named else _first_line(error)
+            names = dict.fromkeys(node.op.removeprefix("onnx::") for node in named or ())
+            what = ", ".join(names) or _first_line(error)
             raise UnsupportedLayerError(f"cannot trace the network for bounds: {what}") from error
         check_operations(engine._modules.values())
         if relaxation == ADAPTIVE:

@@ -9,7 +9,7 @@ from robustkit.data.own import read_folder, read_npz
 from robustkit.data.splits import Dataset, Profile, Raw, Split, assemble
 from robustkit.errors import RobustkitError, UsageError, unknown_name
 
-__all__ = ["Dataset", "Split", "dataset_names", "load_dataset"]
+__all__ = ["Dataset", "Split", "dataset_names", "describe_dataset", "load_dataset"]
 
 
 def load_dataset(
@@ -49,6 +49,12 @@ def load_dataset(
 def dataset_names() -> list[str]:
     """List the names that ``load_dataset`` knows."""
     return sorted(NAMED)
+
+
+def describe_dataset(name: str) -> str:
+    """Say in a line what a dataset of ``dataset_names()`` is, and which architecture and radius are its defaults."""
+    named = NAMED[name]
+    return f"{named.about}; default model {named.profile.model}, eps {named.profile.eps:.4g}"
 
 
 def _read_own(name: str) -> Raw:

@@ -37,10 +37,12 @@ class Named:
     """A dataset that goes by a name.
 
     Attributes:
+        about: what it is, in a line.
         profile: its defaults.
         read: given a root and whether to download, reads it.
     """
 
+    about: str
     profile: Profile
     read: Callable[[Root, bool], Raw]
 
@@ -186,18 +188,22 @@ def _hint(name: str, root: Root) -> str:
     return f"give its folder with --data-root, or fetch it with --download{other}"
 
 
-def _idx(name: str, folder: str, eps: float) -> Named:
+def _idx(name: str, folder: str, eps: float, about: str) -> Named:
     files = (f"{half}-{what}-ubyte" for half in ("train", "t10k") for what in ("images-idx3", "labels-idx1"))
     paths = tuple(f"{folder}/raw/{file}" for file in files)
-    return Named(Profile("mnist_small", eps), Torchvision(name, folder, paths, _load_idx))
+    return Named(about, Profile("mnist_small", eps), Torchvision(name, folder, paths, _load_idx))
 
 
 NAMED: dict[str, Named] = {
-    "digits": Named(Profile("digits_small", 0.1), read_digits),
-    "mnist": _idx("mnist", "MNIST", 0.3),
-    "fashion-mnist": _idx("fashion-mnist", "FashionMNIST", 0.1),
-    "cifar10": Named(PHOTO, Torchvision("cifar10", "CIFAR10", CIFAR10_FILES, _load_cifar)),
-    "cifar10-jpeg": Named(PHOTO, read_cifar10_jpeg),
-    "cifar100": Named(PHOTO, Torchvision("cifar100", "CIFAR100", CIFAR100_FILES, _load_cifar)),
-    "svhn": Named(PHOTO, Torchvision("svhn", "SVHN", SVHN_FILES, _load_svhn)),
+    "digits": Named("8x8 grey digits, 10 classes, embedded: no download", Profile("digits_small", 0.1), read_digits),
+    "mnist": _idx("mnist", "MNIST", 0.3, "28x28 grey digits, 10 classes"),
+    "fashion-mnist": _idx("fashion-mnist", "FashionMNIST", 0.1, "28x28 grey pieces of clothing, 10 classes"),
+    "cifar10": Named(
+        "32x32 colour photographs, 10 classes", PHOTO, Torchvision("cifar10", "CIFAR10", CIFAR10_FILES, _load_cifar)
+    ),
+    "cifar10-jpeg": Named("CIFAR-10 as JPEG files, which are lossy, 10 classes", PHOTO, read_cifar10_jpeg),
+    "cifar100": Named(
+        "32x32 colour photographs, 100 classes", PHOTO, Torchvision("cifar100", "CIFAR100", CIFAR100_FILES, _load_cifar)
+    ),
+    "svhn": Named("32x32 colour house numbers, 10 classes", PHOTO, Torchvision("svhn", "SVHN", SVHN_FILES, _load_svhn)),
 }

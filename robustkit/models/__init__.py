@@ -9,12 +9,23 @@ from robustkit.models.architectures import (
     count_relus,
     make_model,
 )
-from robustkit.models.checkpoints import ModelCard, fingerprint, load_checkpoint, load_weights, save_checkpoint
+from robustkit.models.checkpoints import (
+    MIXTURE,
+    ModelCard,
+    fingerprint,
+    load_checkpoint,
+    load_weights,
+    read_card,
+    save_checkpoint,
+)
 from robustkit.models.initialisation import initialise_for_intervals
+from robustkit.models.mixture import Mixture
 from robustkit.models.named import ARCHITECTURES
 
 __all__ = [
     "ARCHITECTURES",
+    "MIXTURE",
+    "Mixture",
     "ModelCard",
     "Normalize",
     "check_output",
@@ -25,5 +36,6 @@ __all__ = [
     "load_checkpoint",
     "load_weights",
     "make_model",
+    "read_card",
     "save_checkpoint",
 ]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import RobustkitError, UsageError, unknown_name
+from robustkit.models.library import PREFIX, from_torchvision
 from robustkit.models.named import ARCHITECTURES, Architecture, Shape
 
 
@@ -53,7 +54,8 @@ def make_model(
     """Make a network with fresh weights from torch's global random state.
 
     Args:
-        name: a name in ``ARCHITECTURES``, or ``package.module:factory``: a function of no arguments that gives an
+        name: a name in ``ARCHITECTURES``; ``torchvision:`` and the name of one of its classification networks; or
+            ``package.module:factory``: a function of no arguments that gives an
             ``nn.Module`` (or such a module itself), importable from here or from the working directory.
         input_shape: ``(C, H, W)`` of an image.
         classes: number of classes.
@@ -74,22 +76,30 @@ def make_model(
     if width is not None and (width < 1 or ":" in name):
         raise UsageError(f"expected width of at least 1, for a named architecture only, got {width} for {name}")
     channels, *sides = input_shape
+    if name.startswith(PREFIX):
+        whole = nn.Sequential(*_front(channels, mean, std), from_torchvision(name, channels, classes))
+        check_output(whole, input_shape, classes)
+        return whole
     if ":" in name:
         model = _from_factory(name)
         check_output(model, input_shape, classes)
         return model
     if name not in ARCHITECTURES:
         error = unknown_name("model", name, ARCHITECTURES)
-        raise UsageError(f"{error}; your own is named package.module:factory")
+        raise UsageError(f"{error}; your own is named package.module:factory, one of torchvision's torchvision:NAME")
     chosen = ARCHITECTURES[name]
     shape = (channels, sides[0], sides[1])
     _check_input(name, chosen, shape)
+    return nn.Sequential(*_front(channels, mean, std), *chosen.build(shape, classes, width or chosen.width))
+
+
+def _front(channels: int, mean: Sequence[float] | None, std: Sequence[float] | None) -> list[nn.Module]:
+    """Give the ``Normalize`` layer that goes in front, or none where it would do nothing."""
     mean, std = mean or (0.0,) * channels, std or (1.0,) * channels
     if len(mean) != channels:
         raise UsageError(f"expected a mean and a std for each of {channels} channels, got {len(mean)}")
     identity = all(one == 0 for one in mean) and all(one == 1 for one in std)
-    front: list[nn.Module] = [] if identity else [Normalize(mean, std)]
-    return nn.Sequential(*front, *chosen.build(shape, classes, width or chosen.width))
+    return [] if identity else [Normalize(mean, std)]
 
 
 def check_output(model: nn.Module, input_shape: Sequence[int], classes: int) -> None:

@@ -17,10 +17,14 @@ from robustkit.config import build
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.files import replacing
 from robustkit.models.architectures import Normalize, make_model
+from robustkit.models.mixture import Mixture
 
 WEIGHTS_FILE = "model.safetensors"
 CARD_FILE = "model.json"
 SUFFIXES = (".pth", ".pt", ".model", ".ckpt", ".bin", ".tar", ".safetensors")
+MIXTURE = "mixture"
+"""Architecture of a card whose network is a ``Mixture`` of those of its parts."""
+
 NESTED = ("state_dict", "model_state_dict", "model", "net")
 PREFIXES = ("module.", "_orig_mod.")
 
@@ -32,7 +36,7 @@ class ModelCard:
     """What must be known of a network to make it again and to judge its numbers.
 
     Attributes:
-        architecture: name that ``make_model`` takes.
+        architecture: name that ``make_model`` takes, or ``"mixture"``.
         input_shape: ``(C, H, W)`` of an image.
         classes: number of classes.
         dataset: what it was trained on.
@@ -43,6 +47,8 @@ class ModelCard:
         seed: of its training.
         versions: of the software that trained it, by package.
         width: of its layers, where that is not the architecture's own.
+        parts: of a mixture: the cards of its natural and of its robust network.
+        weight: of a mixture: that of its robust network.
     """
 
     architecture: str
@@ -56,6 +62,28 @@ class ModelCard:
     seed: int
     versions: dict[str, str] = field(default_factory=dict)
     width: int | None = None
+    parts: tuple[ModelCard, ...] = ()
+    weight: float | None = None
+
+
+def make_from_card(card: ModelCard) -> nn.Module:
+    """Make the network of a card, with fresh weights.
+
+    Raises:
+        RobustkitError: it is the card of a mixture, but not of two networks and a weight.
+        UsageError: no network is made by that name.
+    """
+    if card.architecture != MIXTURE:
+        return make_model(
+            card.architecture, card.input_shape, card.classes, mean=card.mean, std=card.std, width=card.width
+        )
+    if len(card.parts) != 2 or card.weight is None:
+        raise RobustkitError(
+            f"expected two parts and a weight on the card of a mixture, got {len(card.parts)} and {card.weight}; "
+            "make it again by `robustkit mix`"
+        )
+    natural, robust = map(make_from_card, card.parts)
+    return Mixture(natural, robust, card.weight)
 
 
 def save_checkpoint(folder: Path, model: nn.Module, card: ModelCard) -> None:
@@ -96,13 +124,28 @@ def load_checkpoint(path: str | Path) -> tuple[nn.Module, ModelCard]:
         raise RobustkitError(
             f"expected a trained network at {weights}, found none; finish the training, or check the path"
         )
-    card = _read_card(weights.parent / CARD_FILE)
+    card = read_card(weights.parent)
     with torch.random.fork_rng(devices=[]):
-        model = make_model(
-            card.architecture, card.input_shape, card.classes, mean=card.mean, std=card.std, width=card.width
-        )
+        model = make_from_card(card)
     load_weights(model, weights, architecture=card.architecture)
     return model.eval(), card
+
+
+def read_card(folder: Path) -> ModelCard:
+    """Read the card of a network that ``save_checkpoint`` saved in a folder.
+
+    Raises:
+        RobustkitError: it is absent or damaged.
+    """
+    path = folder / CARD_FILE
+    try:
+        return build(ModelCard, json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise RobustkitError(
+            f"expected a model card at {path}: {error.strerror}; name the architecture to load weights without one"
+        ) from None
+    except (ValueError, TypeError, AttributeError, UsageError) as error:
+        raise RobustkitError(f"{path} is no model card: {error}; train again, or name the architecture") from None
 
 
 def load_weights(model: nn.Module, path: str | Path, *, architecture: str = "the model") -> None:
@@ -146,17 +189,6 @@ def fingerprint(model: nn.Module) -> str:
         sha.update(f"{flat.dtype}{tuple(one.shape)}".encode())
         sha.update(flat.view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()[:12]
-
-
-def _read_card(path: Path) -> ModelCard:
-    try:
-        return build(ModelCard, json.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise RobustkitError(
-            f"expected a model card at {path}: {error.strerror}; name the architecture to load weights without one"
-        ) from None
-    except (ValueError, TypeError, AttributeError, UsageError) as error:
-        raise RobustkitError(f"{path} is no model card: {error}; train again, or name the architecture") from None
 
 
 def _read(path: Path) -> Any:

@@ -18,16 +18,20 @@ class Architecture:
     """A network that goes by a name.
 
     Attributes:
+        about: what it is, in a line.
         build: gives its layers.
         width: its published width: channels of the first convolution, or neurons of a hidden layer without any.
         input_shape: the only shape ``(C, H, W)`` it takes; None for any.
         least: least height and width it takes.
+        classes: number of classes that it was published for.
     """
 
+    about: str
     build: Build
     width: int
     input_shape: Shape | None = None
     least: int = 1
+    classes: int = 10
 
 
 class Residual(nn.Module):
@@ -116,23 +120,44 @@ _CNN5 = [(1, 3, 1), (1, 4, 2), (2, 4, 2)]
 _CNN7 = [(1, 3, 1), (1, 3, 1), (2, 3, 2), (2, 3, 1), (2, 3, 1)]
 _DOWN_FIRST = [(1, True), (1, False), (2, True), (4, True)]
 
+SMALL_IS = "2 convolutions, 2 fully connected layers"
+LARGE_IS = "4 convolutions, 3 fully connected layers"
+CNN5_IS = "3 convolutions, 2 fully connected layers"
+CNN7_IS = "5 convolutions, 2 fully connected layers"
+
 ARCHITECTURES: dict[str, Architecture] = {
-    "mnist_small": Architecture(_SMALL, 16, (1, 28, 28)),
-    "mnist_small_bn": Architecture(_SMALL_BN, 16, (1, 28, 28)),
-    "mnist_large": Architecture(_LARGE, 32, (1, 28, 28)),
-    "cifar_small": Architecture(_SMALL, 16, (3, 32, 32)),
-    "cifar_large": Architecture(_LARGE, 32, (3, 32, 32)),
-    "cifar_resnet": Architecture(residual_net(_DOWN_FIRST, 1000), 16, (3, 32, 32)),
-    "cifar_resnet_wong": Architecture(residual_net([(1, False), *_DOWN_FIRST[1:]], 1000), 16, (3, 32, 32)),
-    "imagenet200_resnet": Architecture(residual_net(_DOWN_FIRST, 512, wide_stem=True), 16, (3, 64, 64)),
-    "cnn5": Architecture(conv_net(_CNN5, [512]), 16, least=4),
-    "cnn5_bn": Architecture(conv_net(_CNN5, [512], batch_norm=True), 16, least=4),
-    "cnn7": Architecture(conv_net(_CNN7, [512]), 64),
-    "cnn7_bn": Architecture(conv_net(_CNN7, [512], batch_norm=True), 64),
-    "digits_small": Architecture(conv_net([(1, 3, 1), (2, 4, 2)], [100]), 16, (1, 8, 8)),
-    "cnn_small": Architecture(_SMALL, 16, least=4),
-    "mlp": Architecture(conv_net([], [0, 0]), 100),
-    "mlp5": Architecture(conv_net([], [0] * 5), 100),
+    "mnist_small": Architecture(SMALL_IS, _SMALL, 16, (1, 28, 28)),
+    "mnist_small_bn": Architecture(f"{SMALL_IS}, batch norm", _SMALL_BN, 16, (1, 28, 28)),
+    "mnist_large": Architecture(LARGE_IS, _LARGE, 32, (1, 28, 28)),
+    "cifar_small": Architecture(SMALL_IS, _SMALL, 16, (3, 32, 32)),
+    "cifar_large": Architecture(LARGE_IS, _LARGE, 32, (3, 32, 32)),
+    "cifar_resnet": Architecture(
+        "4 residual blocks, the first halves the image, 2 fully connected layers",
+        residual_net(_DOWN_FIRST, 1000),
+        16,
+        (3, 32, 32),
+    ),
+    "cifar_resnet_wong": Architecture(
+        "4 residual blocks, the first keeps the image's size, 2 fully connected layers",
+        residual_net([(1, False), *_DOWN_FIRST[1:]], 1000),
+        16,
+        (3, 32, 32),
+    ),
+    "imagenet200_resnet": Architecture(
+        "4 residual blocks after a 7x7 convolution, 2 fully connected layers",
+        residual_net(_DOWN_FIRST, 512, wide_stem=True),
+        16,
+        (3, 64, 64),
+        classes=200,
+    ),
+    "cnn5": Architecture(CNN5_IS, conv_net(_CNN5, [512]), 16, least=4),
+    "cnn5_bn": Architecture(f"{CNN5_IS}, batch norm", conv_net(_CNN5, [512], batch_norm=True), 16, least=4),
+    "cnn7": Architecture(CNN7_IS, conv_net(_CNN7, [512]), 64),
+    "cnn7_bn": Architecture(f"{CNN7_IS}, batch norm", conv_net(_CNN7, [512], batch_norm=True), 64),
+    "digits_small": Architecture(SMALL_IS, conv_net([(1, 3, 1), (2, 4, 2)], [100]), 16, (1, 8, 8)),
+    "cnn_small": Architecture(f"{SMALL_IS}, sized to the images", _SMALL, 16, least=4),
+    "mlp": Architecture("2 hidden layers of 100 neurons", conv_net([], [0, 0]), 100),
+    "mlp5": Architecture("5 hidden layers of 100 neurons", conv_net([], [0] * 5), 100),
 }
 """Every architecture by name.
 

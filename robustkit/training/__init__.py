@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import fields
+from typing import Any, cast
 
 from robustkit.config import build
-from robustkit.errors import unknown_name
+from robustkit.errors import UsageError, unknown_name
 from robustkit.training.adversarial import PGDTraining
 from robustkit.training.crown_ibp import CrownIBP
 from robustkit.training.dual import Dual
@@ -71,8 +72,19 @@ def make_method(name: str, options: Mapping[str, Any] | None = None) -> Training
         The method.
 
     Raises:
-        UsageError: an unknown name or option; the nearest are offered.
+        UsageError: an unknown name or option; the nearest are offered, and the methods that have such an option.
     """
     if name not in METHODS:
         raise unknown_name("training method", name, METHODS)
+    for option in options or {}:
+        owners = [other for other, kind in METHODS.items() if option in _option_names(kind)]
+        if owners and name not in owners:
+            raise UsageError(
+                f"unknown option of train.options.{name} {option!r}: it is an option of {', '.join(owners)}; "
+                f"see `robustkit methods {name}` for those of {name}"
+            )
     return build(METHODS[name], options or {}, f"train.options.{name}")
+
+
+def _option_names(kind: type[TrainingMethod]) -> list[str]:
+    return [one.name for one in fields(cast(Any, kind)) if one.init]
