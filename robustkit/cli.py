@@ -264,7 +264,7 @@ def list_names(what: str | None) -> None:
         if what in (None, heading):
             click.echo(f"{heading}:")
             for name, meaning in entries.items():
-                click.echo(f"  {name:<22} {meaning}".rstrip())
+                click.echo(f"  {name:<23} {meaning}".rstrip())
 
 
 @cli.command()
