@@ -93,7 +93,7 @@ class _Partial(ABC):
 class TAPS(_Partial):
     """Minimise ``CE(-attacked margins) * CE(-margins)``: intervals to a latent box, PGD from there for each class.
 
-    Source: Mao et al. 2023, arXiv 2305.04574. See ``_Partial`` for what is our own.
+    Source: Mao et al. 2023, arXiv 2305.04574. What is our own stands in docs/methods.md.
     """
 
     name: ClassVar[str] = "taps"
@@ -113,7 +113,7 @@ class STAPS(_Partial):
         attack_steps: gradient steps of the attack in the input.
         attack_rel_step_size: their size as a fraction of eps.
 
-    Source: Mao et al. 2023, arXiv 2305.04574. See ``_Partial`` for what is our own.
+    Source: Mao et al. 2023, arXiv 2305.04574. What is our own stands in docs/methods.md.
     """
 
     name: ClassVar[str] = "staps"
