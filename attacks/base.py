@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.margins import logit_margins, worst_margin
+from robustkit.models.modes import in_eval_mode
 from robustkit.threat import LinfBall
 
 
@@ -151,15 +152,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     Yields:
         Nothing; inside, the model is in eval mode.
     """
-    modes = [(module, module.training) for module in model.modules()]
     devices = sorted({one.device.index for one in model.parameters() if one.device.type == "cuda"})
-    try:
-        model.eval()
-        with torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    with in_eval_mode(model), torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 def check_inputs(x: Tensor, y: Tensor, ball: LinfBall) -> None:

@@ -13,8 +13,8 @@ from torch.nn.utils import parametrizations
 from robustkit.bounds import BoundedNetwork, BoundMethod
 from robustkit.bounds.chain import chain_of, forward, intervals
 from robustkit.bounds.symbolic import Backward, carries
-from robustkit.errors import RobustkitError
-from robustkit.margins import margin_specification, robust_loss
+from robustkit.errors import RobustkitError, UnsupportedLayerError
+from robustkit.margins import margin_specification, robust_loss, worst_margin
 from robustkit.models import Normalize
 from robustkit.models.named import Residual
 from robustkit.threat import LinfBall
@@ -210,6 +210,18 @@ def hooked() -> nn.Module:
     return model
 
 
+def patched() -> nn.Module:
+    model = make("mlp")
+    vars(model[2])["forward"] = lambda z: -2.0 * z.relu()
+    return model
+
+
+def hooked_on_nothing() -> nn.Module:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Identity(), nn.Linear(4, 4))
+    model[2].register_forward_hook(lambda _module, _given, out: -3.0 * out)
+    return model
+
+
 def normed() -> nn.Module:
     model = make("mlp")
     parametrizations.spectral_norm(model[1])
@@ -222,6 +234,9 @@ def normed() -> nn.Module:
         nn.Linear(36, 4),
         Doubled(*make("mlp")),
         hooked(),
+        patched(),
+        hooked_on_nothing(),
+        nn.Sequential(Normalize((0.1,) * 3, (0.5,) * 3), nn.Flatten(), nn.Linear(108, 4)),
         normed(),
         nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Tanh()),
         nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Tanh(), nn.Linear(4, 4)),
@@ -254,3 +269,28 @@ def test_batch_norm_in_train_mode_needs_its_clean_batch_first() -> None:
     network = BoundedNetwork(make("batch_norm").train(), networks.inputs(1))
     with pytest.raises(RobustkitError, match="expected a call on the clean batch before bounds"):
         network.lower_margins(networks.inputs(3), torch.arange(3), BALL, BoundMethod.IBP)
+
+
+def test_what_is_patched_in_later_layers_is_noticed() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Dropout(), nn.Linear(4, 4)).eval()
+    model[2].register_forward_hook(lambda _module, _given, out: -3.0 * out)
+    with pytest.raises(UnsupportedLayerError, match=r"gives? other logits than the network itself"):
+        BoundedNetwork(model, networks.inputs(1)).lower_margins(
+            networks.inputs(1), torch.tensor([0]), BALL, BoundMethod.CROWN
+        )
+
+
+@pytest.mark.parametrize("weights", [(1e20, 1e20), (3e38, 1.0)])
+def test_bounds_that_overflow_prove_nothing(weights: tuple[float, float]) -> None:
+    first, second = weights
+    model = nn.Sequential(nn.Flatten(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 1), nn.ReLU(), nn.Linear(1, 2)).eval()
+    with torch.no_grad():
+        model[1].weight.fill_(first)
+        model[1].bias.fill_(-0.55 * first)
+        model[3].weight.fill_(second)
+        model[3].bias.zero_()
+        model[5].weight.copy_(torch.tensor([[0.0], [1.0]]))
+        model[5].bias.copy_(torch.tensor([1.0, 0.0]))
+    network, x, y = BoundedNetwork(model, torch.full((1, 1), 0.5)), torch.full((1, 1), 0.5), torch.tensor([0])
+    for method in BoundMethod:
+        assert not (worst_margin(network.lower_margins(x, y, LinfBall(0.1), method), y) > 0).any(), method

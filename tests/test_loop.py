@@ -62,6 +62,28 @@ def test_batch_norm_sees_the_whole_batch_where_it_is_in_parts() -> None:
         torch.testing.assert_close(value, running, msg=name)
 
 
+class Crossed(nn.Module):
+    """Registers its batch norms in another order than it uses them, and one of them it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.late, self.unused, self.early = nn.BatchNorm2d(1), nn.BatchNorm2d(1), nn.BatchNorm2d(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        late: Tensor = self.late(5.0 * self.early(x) + 3.0)
+        return late
+
+
+def test_batch_norm_may_be_used_in_any_order() -> None:
+    one, other = Crossed(), Crossed()
+    x, _ = batch()
+    one(x)
+    with of_the_whole_batch(other, x, ALONE):
+        pass
+    for (name, value), running in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
+        torch.testing.assert_close(value, running, msg=name)
+
+
 def test_a_batch_that_parts_do_not_divide_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="1 processes times 3 parts divide, got 10; take a multiple of 3"):
         fit(tmp_path, Natural(), accumulate=3)

@@ -17,6 +17,7 @@ from robustkit.bounds.chain import Statistics
 from robustkit.bounds.layers import check_operations
 from robustkit.bounds.method import BoundMethod
 from robustkit.errors import RobustkitError, UnsupportedLayerError
+from robustkit.models.modes import in_eval_mode
 
 PARALLEL = "same-slope"
 ADAPTIVE = "adaptive"
@@ -148,7 +149,7 @@ class Engine:
             raise UnsupportedLayerError(f"cannot trace the network for bounds: {what}") from error
         check_operations(engine._modules.values())
         if relaxation == ADAPTIVE:
-            _hold_against(engine, shell, self._example)
+            _hold_against(engine, self.model, self._example)
         _share_state(engine, self.model)
         return engine
 
@@ -178,12 +179,12 @@ class Engine:
             ) from error
 
 
-def _hold_against(engine: Any, shell: nn.Module, example: Tensor) -> None:
+def _hold_against(engine: Any, model: nn.Module, example: Tensor) -> None:
     """Refuse a graph that computes something else than the network, or that CROWN does not bound exactly at a point."""
     draw = torch.Generator().manual_seed(0)
     x = torch.cat([example, torch.rand(3, *example.shape[1:], generator=draw).to(example)])
-    with torch.no_grad(), quiet():
-        expected, computed = shell(x), engine(x)
+    with torch.no_grad(), in_eval_mode(model), torch.random.fork_rng(devices=[]), quiet():
+        expected, computed = model(x), engine(x)
         if not bool(torch.isfinite(expected).all()):
             return  # every bound is refused for that, by a clearer message
         lower, upper = engine.compute_bounds(x=(_box(x, x),), method="backward")

@@ -41,9 +41,17 @@ def chain_of(model: nn.Module, example: Tensor) -> list[nn.Module] | None:
         shapes = shapes_of(layers, example)
     except RuntimeError:  # it fails on such an input; whoever calls the network says so
         return None
+    return layers if all(map(_fits, layers, shapes)) else None
+
+
+def _fits(layer: nn.Module, shape: tuple[int, ...]) -> bool:
+    """Say whether a layer gets inputs of the usual dimensions, and as many channels as it has numbers for."""
     dimensions = {nn.Linear: 1, nn.BatchNorm1d: 1, nn.Conv2d: 3, nn.BatchNorm2d: 3, Normalize: 3, Residual: 3}
-    fits = (len(shape) == dimensions.get(type(one), len(shape)) for one, shape in zip(layers, shapes, strict=True))
-    return layers if all(fits) else None
+    if len(shape) != dimensions.get(type(layer), len(shape)):
+        return False
+    if isinstance(layer, Normalize):
+        return layer.mean.numel() == layer.std.numel() == shape[0]
+    return not isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) or layer.num_features == shape[0]
 
 
 @torch.no_grad()
@@ -59,7 +67,8 @@ def shapes_of(layers: Sequence[nn.Module], z: Tensor) -> list[tuple[int, ...]]:
 def _unrolled(model: nn.Module) -> list[nn.Module]:
     if type(model) is nn.Sequential and not _altered(model):
         return [layer for child in model for layer in _unrolled(child)]
-    return [] if type(model) in (nn.Identity, nn.Dropout, nn.Dropout2d) else [model]
+    nothing = type(model) in (nn.Identity, nn.Dropout, nn.Dropout2d) and not _altered(model)
+    return [] if nothing else [model]
 
 
 def _carried(layer: nn.Module) -> bool:
@@ -78,8 +87,9 @@ def _carried(layer: nn.Module) -> bool:
 
 
 def _altered(layer: nn.Module) -> bool:
-    """Say whether something was hooked into a layer that the layer's own numbers do not show."""
-    return bool(layer._forward_hooks or layer._forward_pre_hooks or "parametrizations" in layer._modules)
+    """Say whether something was put into a layer that its own numbers do not show: a hook, a patched forward."""
+    hooked = bool(layer._forward_hooks or layer._forward_pre_hooks)
+    return hooked or "parametrizations" in layer._modules or "forward" in vars(layer)
 
 
 @dataclass(frozen=True)

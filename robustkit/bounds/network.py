@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from robustkit.bounds.method import BoundMethod
 from robustkit.bounds.symbolic import Backward, carries
 from robustkit.errors import RobustkitError, UnsupportedLayerError
 from robustkit.margins import margin_specification
+from robustkit.models.modes import in_eval_mode
 from robustkit.threat import LinfBall
 
 BUDGET = {"cpu": 2**23, "cuda": 2**27}
@@ -50,6 +52,8 @@ class BoundedNetwork:
         self._statistics = Statistics()
         self._layers = chain_of(model, self._example)
         self._symbolic = self._layers is not None and carries(self._layers)
+        if self._layers is not None:
+            _hold_against(self._layers, model, self._example)
         last = self._layers[-1] if self._layers else None
         self._classes = last.out_features if isinstance(last, nn.Linear) else self._engine.outputs
         self._largest = self._largest_matrix()
@@ -251,6 +255,21 @@ class BoundedNetwork:
 
 def _box(lb: Tensor, ub: Tensor) -> tuple[Tensor, Tensor]:
     return (ub + lb) * 0.5, (ub - lb) * 0.5
+
+
+@torch.no_grad()
+def _hold_against(layers: Sequence[nn.Module], model: nn.Module, example: Tensor) -> None:
+    """Refuse a stack of layers that computes something else than the network."""
+    draw = torch.Generator().manual_seed(0)
+    x = torch.cat([example, torch.rand((3, *example.shape[1:]), generator=draw).to(example)])
+    with in_eval_mode(model):
+        expected, computed = model(x), forward(layers, x, Statistics())
+    apart = (computed - expected).abs() > 1e-3 * (1.0 + expected.abs().amax())
+    if bool(torch.isfinite(expected).all()) and bool(apart.any()):
+        raise UnsupportedLayerError(
+            "cannot bound this network: its layers one after the other give other logits than the network itself; "
+            "remove what was patched into it"
+        )
 
 
 def _full_precision(like: Tensor) -> torch.autocast:

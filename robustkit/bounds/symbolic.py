@@ -1,13 +1,15 @@
-"""Symbolic bounds of a chain: linear in the inputs, run backward from rows of a layer.
+"""Bounds of a chain that are linear in the inputs, run backward from rows of a layer.
 
-Every unstable ReLU stands between two parallel lines, so that the lower and the upper bound of a row have the same
-coefficients and one pass gives both.
+Every unstable ReLU stands between two lines. Where they are parallel, the lower and the upper bound of a row have the
+same coefficients and one pass gives both; else the upper bound of a row is minus the lower bound of its negative.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import Enum
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -20,19 +22,35 @@ BUDGET = 2**24
 """Numbers that the coefficients at one layer may take outside training; more rows are split."""
 
 
+class Relaxation(Enum):
+    """The lower line of an unstable ReLU; the upper one is always the chord."""
+
+    PARALLEL = "parallel"
+    """Parallel to the upper line. Source: Wang et al. 2018, arXiv 1811.02625; Weng et al. 2018, arXiv 1804.09699."""
+    ADAPTIVE = "adaptive"
+    """The better of 0 and z. Source: Zhang et al. 2018, arXiv 1811.00866."""
+
+
 @dataclass(frozen=True)
 class Lines:
-    """Two parallel lines around a ReLU: ``slope z <= relu(z) <= slope z + offset``, each of the shape of its input."""
+    """The lines around a ReLU: ``lower z <= relu(z) <= upper z + offset``, each of the shape of its input.
 
-    slope: Tensor
+    Parallel lines are one tensor, ``lower is upper``.
+    """
+
+    lower: Tensor
+    upper: Tensor
     offset: Tensor
 
     @classmethod
-    def between(cls, lb: Tensor, ub: Tensor) -> Lines:
-        """Give the lines for inputs in ``[lb, ub]``: the slope of the chord, ``ub / (ub - lb)``."""
-        unstable = (lb < 0) & (ub > 0)
-        slope = torch.where(unstable, ub / torch.where(unstable, ub - lb, 1.0), (lb >= 0).to(lb))
-        return cls(slope, torch.where(unstable, -lb * slope, 0.0))
+    def between(cls, lb: Tensor, ub: Tensor, relaxation: Relaxation) -> Lines:
+        """Give the lines for inputs in ``[lb, ub]``; NaN, which proves nothing, where these are not finite."""
+        active, unstable = lb >= 0, (lb < 0) & (ub > 0)
+        upper = torch.where(unstable, ub / torch.where(unstable, ub - lb, 1.0), active.to(lb))
+        upper = torch.where(torch.isfinite(ub - lb), upper, torch.nan)
+        adaptive = relaxation is Relaxation.ADAPTIVE
+        lower = (active | (unstable & (ub > -lb))).to(lb) if adaptive else upper
+        return cls(lower, upper, torch.where(unstable, -lb * upper, 0.0))
 
 
 @dataclass(frozen=True)
@@ -65,6 +83,11 @@ class Rows:
     low: Tensor
     high: Tensor
     window: Window | None = None
+
+    def with_negatives(self) -> Rows:
+        """Give the rows, and behind them their negatives."""
+        coefficients, low, high = (torch.cat([one, -one], dim=1) for one in (self.coefficients, self.low, self.high))
+        return replace(self, coefficients=coefficients, low=low, high=high)
 
     def plus(self, low: Tensor, high: Tensor) -> Rows:
         """Add to the constants."""
@@ -100,15 +123,15 @@ def carries(layers: Sequence[nn.Module]) -> bool:
 
 
 class Backward:
-    """Runs rows back through the layers before them.
+    """Runs rows back through the layers before them, between lines that hidden bounds give.
 
     Args:
         layers: of a chain that ``carries`` holds for.
         box: centre and radius of the inputs, each ``(B, ...)``.
         statistics: of batch norm.
-        unstable_only: bound symbolically only those neurons whose sign intervals cannot tell.
-
-    Source: Wang et al. 2018, arXiv 1811.02625; Weng et al. 2018, arXiv 1804.09699, Sec. 3.
+        relaxations: by which lines hidden layers are bounded; of several, and then of intervals too, the tightest bound
+            of each neuron is taken. The last is used for the outputs.
+        unstable_only: bound in this way only those neurons whose sign intervals cannot tell.
     """
 
     def __init__(
@@ -117,10 +140,13 @@ class Backward:
         box: Box,
         statistics: Statistics,
         *,
+        relaxations: Sequence[Relaxation] = (Relaxation.PARALLEL,),
         unstable_only: bool,
     ) -> None:
-        self.layers, self.box, self.statistics = layers, box, statistics
-        self.lines: dict[int, Lines] = {}
+        self.layers, self.box, self.statistics, self.relaxations = layers, box, statistics, relaxations
+        self.hidden: dict[int, Box] = {}
+        """Lower and upper bounds of the input of every ReLU, by its place among the layers."""
+        self.lines: dict[tuple[int, Relaxation], Lines] = {}
         self.shapes = shapes_of(layers, box[0])
         self._bound_hidden(unstable_only)
 
@@ -133,28 +159,44 @@ class Backward:
         Returns:
             Lower and upper bounds, each ``(B, R)``.
         """
-        return self.concretised(self.to_input(specification))
+        zero = specification.new_zeros(specification.shape[:2])
+        return self._bounded(Rows(specification, zero, zero), len(self.layers), self.relaxations[-1])
 
     def to_input(self, specification: Tensor) -> Rows:
-        """Give ``C @ outputs`` as bounds that are linear in the inputs."""
+        """Give ``C @ outputs`` as bounds that are linear in the inputs; only lower ones unless lines are parallel."""
         zero = specification.new_zeros(specification.shape[:2])
-        return self._back(Rows(specification, zero, zero), len(self.layers))
+        return self._back(Rows(specification, zero, zero), len(self.layers), self.relaxations[-1])
+
+    def concretised(self, rows: Rows) -> Box:
+        """Take the least and the greatest value over the box, each ``(G, R)``."""
+        terms, spread = rows.dot(self.box[0]), rows.dot(self.box[1], absolute=True)
+        return rows.low + terms - spread, rows.high + terms + spread
+
+    def _bounded(self, rows: Rows, at: int, relaxation: Relaxation) -> Box:
+        """Bound rows of the input of layer ``at``, each ``(G, R)``."""
+        if relaxation is Relaxation.PARALLEL:
+            return self.concretised(self._back(rows, at, relaxation))
+        low, _ = self.concretised(self._back(rows.with_negatives(), at, relaxation))
+        count = rows.low.shape[1]
+        return low[:, :count], -low[:, count:]
 
     def _bound_hidden(self, unstable_only: bool) -> None:
-        """Bound the inputs of every ReLU, and find the lines around it."""
+        """Bound the inputs of every ReLU."""
         box, begin = self.box, 0
         for at, layer in enumerate(self.layers):
             if isinstance(layer, nn.ReLU):
                 centre, radius = intervals(self.layers[begin:at], box, self.statistics)
                 lb, ub = centre - radius, centre + radius
-                if self.lines:  # the intervals of the first layer are exact
+                if self.hidden:  # the intervals of the first layer are exact
                     lb, ub = self._refined(at, lb, ub, unstable_only=unstable_only)
-                self.lines[at] = Lines.between(lb, ub)
+                self.hidden[at] = lb, ub
+                for relaxation in self.relaxations:
+                    self.lines[at, relaxation] = Lines.between(lb, ub, relaxation)
                 low, high = lb.relu(), ub.relu()
                 box, begin = ((high + low) * 0.5, (high - low) * 0.5), at + 1
 
     def _refined(self, at: int, lb: Tensor, ub: Tensor, *, unstable_only: bool) -> Box:
-        """Bound neurons symbolically: those wanted are brought to the front of each group, the others left out."""
+        """Bound neurons linearly: those wanted are brought to the front of each group, the others left out."""
         wanted = (lb < 0) & (ub > 0) if unstable_only else torch.ones_like(lb, dtype=torch.bool)
         by_group = wanted.flatten(2).transpose(1, 2).flatten(0, 1) if wanted.ndim > 2 else wanted
         counts = by_group.sum(1)
@@ -163,25 +205,33 @@ class Backward:
         if not most:
             return lb, ub
         neurons = by_group[groups].sort(dim=1, descending=True, stable=True).indices[:, :most]
-        size = len(groups) if torch.is_grad_enabled() else self._affordable(at, most)
-        if wanted.ndim == 2 and size < len(groups):
-            size = len(groups)  # a group is a sample here, and the caller has split those
+        split = not torch.is_grad_enabled() and wanted.ndim > 2  # else a group is a sample, and the caller split those
+        size = self._affordable(at, most) if split else len(groups)
         parts = [
-            self.concretised(self._from_neurons(at, some, few))
+            self._tightest(at, some, few)
             for some, few in zip(torch.split(groups, size), torch.split(neurons, size), strict=True)
         ]
         chosen = by_group[groups].gather(1, neurons)
         places = groups[:, None].expand_as(neurons)[chosen], neurons[chosen]
-        return tuple(  # type: ignore[return-value]
-            _put(bound, places, torch.cat([one[side] for one in parts])[chosen]) for side, bound in enumerate((lb, ub))
+        low, high = (
+            _put(one, places, torch.cat(part)[chosen])
+            for one, part in zip((lb, ub), zip(*parts, strict=True), strict=True)
         )
+        return (torch.maximum(lb, low), torch.minimum(ub, high)) if len(self.relaxations) > 1 else (low, high)
+
+    def _tightest(self, at: int, groups: Tensor, neurons: Tensor) -> Box:
+        """Bound neurons of the input of a ReLU by every relaxation, and take the best."""
+        rows, before = self._of_neurons(at, groups, neurons)
+        each = [self._bounded(rows, before, relaxation) for relaxation in self.relaxations]
+        low, high = zip(*each, strict=True)
+        return reduce(torch.maximum, low), reduce(torch.minimum, high)
 
     def _affordable(self, at: int, rows: int) -> int:
         largest = max(int(torch.Size(shape).numel()) for shape in self.shapes[:at])
         return max(1, BUDGET // (rows * largest))
 
-    def _from_neurons(self, at: int, groups: Tensor, neurons: Tensor) -> Rows:
-        """Write neurons ``(G, R)`` of the input of a ReLU as rows, and run these to the network's input."""
+    def _of_neurons(self, at: int, groups: Tensor, neurons: Tensor) -> tuple[Rows, int]:
+        """Write neurons ``(G, R)`` of the input of a ReLU as rows of the input of the layer before, and say which."""
         before = at - 2 if isinstance(self.layers[at - 1], nn.BatchNorm1d | nn.BatchNorm2d) else at - 1
         layer = self.layers[before]
         assert isinstance(layer, nn.Conv2d | nn.Linear)
@@ -196,15 +246,14 @@ class Backward:
         if isinstance(layer, nn.Conv2d):
             stride, padding, _ = _geometry(layer)
             window = Window(groups, stride, padding)
-        rows = Rows(given, constant, constant, window)
-        return self._back(self._inside(rows, before), before)
+        return self._inside(Rows(given, constant, constant, window), before), before
 
-    def _back(self, rows: Rows, at: int) -> Rows:
+    def _back(self, rows: Rows, at: int, relaxation: Relaxation) -> Rows:
         """Run rows of the input of layer ``at`` back to the network's input."""
         for place in reversed(range(at)):
             layer = self.layers[place]
             if isinstance(layer, nn.ReLU):
-                rows = _past_relu(self.lines[place], rows)
+                rows = _past_relu(self.lines[place, relaxation], rows)
             elif isinstance(layer, nn.Conv2d):
                 rows = self._inside(_past_conv(layer, self.shapes[place], rows), place)
             elif isinstance(layer, nn.Linear):
@@ -226,11 +275,6 @@ class Backward:
         beside = rows.seen(torch.ones((len(self.box[0]), 1, *self.shapes[place][1:]), device=self.box[0].device))
         return replace(rows, coefficients=rows.coefficients * beside.unsqueeze(1))
 
-    def concretised(self, rows: Rows) -> Box:
-        """Take the least and the greatest value over the box, each ``(G, R)``."""
-        terms, spread = rows.dot(self.box[0]), rows.dot(self.box[1], absolute=True)
-        return rows.low + terms - spread, rows.high + terms + spread
-
 
 def _put(bound: Tensor, places: tuple[Tensor, Tensor], values: Tensor) -> Tensor:
     """Put values into bounds ``(B, C, ...)``, at groups (samples, and places of the image) and channels."""
@@ -242,9 +286,14 @@ def _put(bound: Tensor, places: tuple[Tensor, Tensor], values: Tensor) -> Tensor
 
 
 def _past_relu(lines: Lines, rows: Rows) -> Rows:
+    given, upper = rows.coefficients, rows.seen(lines.upper).unsqueeze(1)
     offsets, spread = rows.dot(lines.offset), rows.dot(lines.offset, absolute=True)
-    moved = replace(rows, coefficients=rows.coefficients * rows.seen(lines.slope).unsqueeze(1))
-    return moved.plus((offsets - spread) * 0.5, (offsets + spread) * 0.5)  # negative and positive coefficients
+    low, high = (offsets - spread) * 0.5, (offsets + spread) * 0.5  # negative and positive coefficients
+    if lines.lower is lines.upper:
+        return replace(rows, coefficients=given * upper).plus(low, high)
+    lower = rows.seen(lines.lower).unsqueeze(1)
+    through = given * ((lower + upper) * 0.5) + given.abs() * ((lower - upper) * 0.5)
+    return replace(rows, coefficients=through).plus(low, torch.full_like(high, torch.inf))
 
 
 def _past_conv(layer: nn.Conv2d, shape: tuple[int, ...], rows: Rows) -> Rows:

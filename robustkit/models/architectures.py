@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robustkit.errors import RobustkitError, UsageError, unknown_name
 from robustkit.models.library import PREFIX, from_torchvision
+from robustkit.models.modes import in_eval_mode
 from robustkit.models.named import ARCHITECTURES, Architecture, Shape
 
 
@@ -168,18 +169,12 @@ def _check_input(name: str, chosen: Architecture, shape: Shape) -> None:
 
 def _probe(model: nn.Module, input_shape: Sequence[int]) -> object:
     """Run one black image through a model in eval mode, leaving no trace."""
-    modes = [(one, one.training) for one in model.modules()]
     like = next((one for one in model.parameters() if one.is_floating_point()), torch.zeros(()))
     x = torch.zeros(1, *input_shape, dtype=like.dtype, device=like.device)
     devices = [like.device] if like.is_cuda else []
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            model.eval()
-            output: object = model(x)
-            return output
-    finally:
-        for one, mode in modes:
-            one.training = mode
+    with in_eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices):
+        output: object = model(x)
+        return output
 
 
 def _from_factory(name: str) -> nn.Module:

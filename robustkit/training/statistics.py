@@ -33,13 +33,13 @@ def of_the_whole_batch(model: nn.Module, x: Tensor, world: World) -> Iterator[No
     """
     norms = norms_of(model)
     before = [(one.running_mean, one.running_var) for one in norms]
-    found: list[tuple[Tensor, Tensor, int]] = []
+    found: dict[nn.Module, tuple[Tensor, Tensor, int]] = {}
 
     def measure(layer: nn.Module, given: tuple[Tensor]) -> None:
         assert isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d)
         mean, variance, count = _moments(given[0], world)
         layer.running_mean, layer.running_var = mean, variance
-        found.append((mean, variance, count))
+        found[layer] = mean, variance, count
 
     hooks = [one.register_forward_pre_hook(measure) for one in norms]
     try:
@@ -56,8 +56,10 @@ def of_the_whole_batch(model: nn.Module, x: Tensor, world: World) -> Iterator[No
         for one, (mean, variance) in zip(norms, before, strict=True):
             one.running_mean, one.running_var = mean, variance
             one.train()
-    for one, (batch_mean, batch_variance, count) in zip(norms, found, strict=True):
-        _move(one, batch_mean, batch_variance * (count / max(count - 1, 1)))
+    for one in norms:
+        if one in found:
+            batch_mean, batch_variance, count = found[one]
+            _move(one, batch_mean, batch_variance * (count / max(count - 1, 1)))
 
 
 def _moments(z: Tensor, world: World) -> tuple[Tensor, Tensor, int]:
