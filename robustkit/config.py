@@ -68,7 +68,7 @@ class TrainConfig:
         eps: the radius to train for, in pixel units; empty for the dataset's default.
         epochs: passes over the training set.
         batch_size: samples per step, over all processes.
-        accumulate: parts that a batch is worked on in, for less memory; batch norm sees all of it.
+        accumulate: parts that a batch is worked on in, for less memory.
         optimizer: ``"adam"``, or ``"sgd"`` with momentum 0.9.
         lr: learning rate.
         lr_schedule: ``"cosine"`` to zero over all epochs, ``"constant"``, ``"milestones"``, or ``"accelat"``: cut
@@ -90,6 +90,7 @@ class TrainConfig:
         precise_bn: batches to compute the statistics of batch norm from after training; 0 to keep the running ones.
         select: keep the ``"last"`` weights, or the ``"best"``: those of highest verified accuracy on the validation
             samples once eps has reached its target; methods that verify nothing keep the last.
+        stop_if_collapsed: give up a network that predicts a single class for three epochs.
         checkpoint_every: seconds after which the state is written, at the latest.
         options: the method's own hyper-parameters, by its name.
     """
@@ -118,6 +119,7 @@ class TrainConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
     precise_bn: int = 0
     select: Literal["last", "best"] = "last"
+    stop_if_collapsed: bool = True
     checkpoint_every: float = 60.0
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 

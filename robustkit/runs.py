@@ -29,6 +29,9 @@ ENVIRONMENT_FILE = "environment.json"
 EXPERIMENT_FILE = "experiment.toml"
 RESULTS = "results"
 EXAMPLES = "examples"
+UNREAD = ("checkpoint_every", "stop_if_collapsed")
+"""Options of training that do not decide the weights."""
+
 MEASURED = ("epoch", "eps", "weight", "loss", "val_clean", "val_vra", "seconds")
 """What a report reads of every epoch."""
 
@@ -149,7 +152,7 @@ def what_training_reads(settings: Mapping[str, Any]) -> dict[str, Any]:
     Where the data lie, how the network is evaluated and the options of other methods are no part of it.
     """
     data = {name: one for name, one in settings.get("data", {}).items() if name not in ("root", "download")}
-    train = {name: one for name, one in settings.get("train", {}).items() if name != "checkpoint_every"}
+    train = {name: one for name, one in settings.get("train", {}).items() if name not in UNREAD}
     method = train.get("method")
     train["options"] = {name: one for name, one in train.get("options", {}).items() if name == method}
     return {"data": data, "train": train, **{key: settings.get(key) for key in ("model", "seed", "deterministic")}}

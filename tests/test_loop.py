@@ -14,7 +14,7 @@ import networks
 import pytest
 import safetensors.torch
 import torch
-from test_training import FAST, assert_same, batch, dataset, fit, moment, weights
+from test_training import FAST, assert_same, batch, dataset, fit, moment, split, weights
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -28,9 +28,9 @@ from robustkit.training.ibp import IBP
 from robustkit.training.method import Share
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
-from robustkit.training.parallel import ALONE
+from robustkit.training.sabr import SABR
 from robustkit.training.schedules import EpochMetrics, LearningRate, accelat
-from robustkit.training.statistics import make_precise, of_the_whole_batch
+from robustkit.training.statistics import make_precise
 from robustkit.training.validation import dead_layers, stop_if_collapsed
 
 
@@ -47,41 +47,36 @@ def test_a_batch_in_parts_trains_as_the_whole(method: TrainingMethod, tmp_path: 
         torch.testing.assert_close(parts.state_dict()[name], value, rtol=2e-2, atol=2e-3, msg=name)
 
 
-def test_batch_norm_sees_the_whole_batch_where_it_is_in_parts() -> None:
+@pytest.mark.parametrize("method", [IBP(), SABR(steps=2, regularisation=0.0), MixTrain(k=4, mixing=1.0)], ids=repr)
+def test_batch_norm_sees_the_whole_batch_where_bounds_are_computed_in_parts(method: TrainingMethod) -> None:
     one, other = networks.make("batch_norm").train(), networks.make("batch_norm").train()
     x, y = batch()
-    expected = IBP().loss(Trainee(one, x[:1]), x, y, moment())
-    trainee = Trainee(other, x[:1])
-    with of_the_whole_batch(other, x, ALONE):
-        losses = [
-            IBP().loss(trainee, x[part::3], y[part::3], replace(moment(), share=Share(part, 3))) for part in range(3)
-        ]
-    assert sum(one.item() for one in losses) / 3 == pytest.approx(expected.item(), rel=1e-4)
-    assert all(layer.training for layer in other.modules())
+    expected = method.loss(Trainee(one, x[:1]), x, y, moment())
+    expected.backward()
+    trainee, losses = Trainee(other, x[:1]), []
+    with trainee.bounds.whole_batch(x):
+        for part in range(3):
+            loss = method.loss(trainee, x[part::3], y[part::3], replace(moment(), share=Share(part, 3))) / 3
+            loss.backward()
+            losses.append(loss.item())
+    assert sum(losses) == pytest.approx(expected.item(), rel=1e-4)
+    for (name, mine), whole in zip(other.named_parameters(), one.parameters(), strict=True):
+        assert mine.grad is not None and whole.grad is not None
+        torch.testing.assert_close(mine.grad, whole.grad, rtol=1e-3, atol=1e-4, msg=name)
     for (name, value), running in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
         torch.testing.assert_close(value, running, msg=name)
 
 
-class Crossed(nn.Module):
-    """Registers its batch norms in another order than it uses them, and one of them it does not use."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.late, self.unused, self.early = nn.BatchNorm2d(1), nn.BatchNorm2d(1), nn.BatchNorm2d(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        late: Tensor = self.late(5.0 * self.early(x) + 3.0)
-        return late
-
-
-def test_batch_norm_may_be_used_in_any_order() -> None:
-    one, other = Crossed(), Crossed()
-    x, _ = batch()
-    one(x)
-    with of_the_whole_batch(other, x, ALONE):
-        pass
-    for (name, value), running in zip(one.state_dict().items(), other.state_dict().values(), strict=True):
-        torch.testing.assert_close(value, running, msg=name)
+def test_a_network_with_batch_norm_trains_in_parts_as_in_one(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"epochs": 8, "eps": 0.02, "ramp_end": 0.5, "augment": "crop"}
+    _, whole = fit(tmp_path / "whole", IBP(), model=networks.make("batch_norm"), **options)
+    _, parts = fit(tmp_path / "parts", IBP(), model=networks.make("batch_norm"), accumulate=5, **options)
+    assert [one["loss"] for one in parts] == pytest.approx([one["loss"] for one in whole], rel=2e-2)
+    for method in (Natural(), PGDTraining(steps=2)):
+        _, history = fit(
+            tmp_path / method.name, method, model=networks.make("batch_norm"), accumulate=2, batch_size=16, epochs=12
+        )
+        assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 
 
 def test_a_batch_that_parts_do_not_divide_is_refused(tmp_path: Path) -> None:
@@ -125,12 +120,13 @@ def test_averages_by_hand() -> None:
     assert swa.model.weight.item() == pytest.approx((4.0 + 8.0) / 2)  # type: ignore[operator, union-attr]
 
 
+@pytest.mark.parametrize("kind", ["mlp", "batch_norm"])
 @pytest.mark.parametrize("averaging", ["ema", "swa"])
-def test_averaged_weights_are_judged_kept_and_resumed(averaging: str, tmp_path: Path) -> None:
+def test_averaged_weights_are_judged_kept_and_resumed(averaging: str, kind: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"averaging": averaging, "swa_start": 0.3, "ema_decay": 0.8}
-    plain, _ = fit(tmp_path / "plain", IBP())
-    whole, history = fit(tmp_path / "whole", IBP(), **options)
-    assert not torch.equal(plain.state_dict()["1.weight"], whole.state_dict()["1.weight"])
+    plain, _ = fit(tmp_path / "plain", IBP(), model=networks.make(kind))
+    whole, history = fit(tmp_path / "whole", IBP(), model=networks.make(kind), **options)
+    assert not torch.equal(next(plain.parameters()), next(whole.parameters()))
     val = dataset().val.take(8)
     with torch.no_grad():
         assert history[-1]["val_clean"] == (whole(val.x).argmax(1) == val.y).double().mean().item()
@@ -140,8 +136,8 @@ def test_averaged_weights_are_judged_kept_and_resumed(averaging: str, tmp_path: 
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fit(tmp_path / "a", IBP(), record=stop, **options)
-    resumed, _ = fit(tmp_path / "a", IBP(), **options)
+        fit(tmp_path / "a", IBP(), model=networks.make(kind), record=stop, **options)
+    resumed, _ = fit(tmp_path / "a", IBP(), model=networks.make(kind, seed=8), **options)
     assert_same(resumed, whole)
 
 
@@ -183,30 +179,45 @@ def constant() -> nn.Sequential:
     return model
 
 
-def test_a_collapsed_network_is_given_up(tmp_path: Path) -> None:
+def test_a_collapsed_network_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustkit.training.validation.LEAST_STEPS", 16)
+    monkeypatch.setattr("robustkit.training.validation.LEAST_SAMPLES", 8)
+    options: dict[str, Any] = {"epochs": 9, "lr": 1e-12, "weight_decay": 0.0, "averaging": "ema"}
     message = (
-        r"training has collapsed: class 2 is predicted for all 8 validation samples since epoch 1; no neuron is active "
-        r"in 2; lengthen the eps ramp"
+        r"training has collapsed: class 2 is predicted for all 8 validation samples since epoch 2; no neuron is active "
+        r"in 2; lengthen the eps ramp .* train.stop_if_collapsed=false goes on"
     )
     with pytest.raises(RobustkitError, match=message):
-        fit(tmp_path, Natural(), model=constant(), epochs=9, lr=1e-12, weight_decay=0.0)
-    assert len(torch.load(tmp_path / STATE_FILE, weights_only=True)["history"]) == 3
+        fit(tmp_path, Natural(), model=constant(), **options)
+    assert len(torch.load(tmp_path / STATE_FILE, weights_only=True)["history"]) == 4
+    _, history = fit(tmp_path, Natural(), model=constant(), stop_if_collapsed=False, **options)
+    assert len(history) == 9
 
 
-def test_collapse_needs_several_epochs_of_one_class_among_several() -> None:
-    model, val = constant(), dataset().val
+def test_collapse_at_the_end_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustkit.training.validation.LEAST_STEPS", 1)
+    monkeypatch.setattr("robustkit.training.validation.LEAST_SAMPLES", 8)
+    with pytest.raises(RobustkitError, match="training has collapsed"):
+        fit(tmp_path, Natural(), model=constant(), epochs=3, lr=1e-12, weight_decay=0.0)
+
+
+def test_collapse_needs_time_several_epochs_and_one_class_among_several() -> None:
+    model, val = constant(), split(40, 9)
     assert dead_layers(model, val.x) == ["2"]
     assert dead_layers(networks.make("mlp"), val.x) == []
-    ones = [metrics(val_classes=1.0)] * 3
-    for history, split in [
-        (ones[:2], val),
-        ([*ones, metrics(val_classes=2.0)], val),
-        ([metrics()] * 3, val),
-        (ones, val.take(1)),
+    ones = [metrics(val_classes=1.0)] * 4
+    for history, samples, begun, steps in [
+        (ones[:2], val, 0.0, 900),
+        ([*ones, metrics(val_classes=2.0)], val, 0.0, 900),
+        ([metrics()] * 4, val, 0.0, 900),
+        (ones, split(1, 9), 0.0, 900),
+        (ones, split(19, 9), 0.0, 900),
+        (ones, val, 1.5, 900),
+        (ones, val, 0.0, 100),
     ]:
-        stop_if_collapsed(history, model, split)
-    with pytest.raises(RobustkitError, match="class 2 is predicted for all 12"):
-        stop_if_collapsed(ones, model, val)
+        stop_if_collapsed(history, model, samples, begun=begun, steps_per_epoch=steps)
+    with pytest.raises(RobustkitError, match="class 2 is predicted for all 40"):
+        stop_if_collapsed(ones, model, val, begun=1.0, steps_per_epoch=125)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ than the arithmetic. What is not on the list here goes to the engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -114,6 +115,7 @@ class Statistics:
 
     def __init__(self) -> None:
         self._seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        self._held = False
 
     def __getitem__(self, layer: nn.Module) -> tuple[Tensor, Tensor]:
         """Give mean and variance of the last clean batch at a batch norm in train mode.
@@ -143,8 +145,31 @@ class Statistics:
         scale = layer.weight * torch.rsqrt(variance + layer.eps)
         return Affine(scale, layer.bias - mean * scale)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the statistics of the batch just seen while parts of it are worked on, and pass their gradients on.
+
+        The graph that they come from must still stand: what the parts ask of them is carried back through it.
+        """
+        origins, self._held = self._seen, True
+        self._seen = {
+            layer: (mean.detach().requires_grad_(), variance.detach().requires_grad_())
+            for layer, (mean, variance) in origins.items()
+        }
+        try:
+            yield
+            roots = [one for pair in origins.values() for one in pair]
+            wanted = [one.grad for pair in self._seen.values() for one in pair]
+            asked = [(root, grad) for root, grad in zip(roots, wanted, strict=True) if grad is not None]
+            if asked:
+                torch.autograd.backward([root for root, _ in asked], [grad for _, grad in asked])
+        finally:
+            self._seen, self._held = {}, False
+
     def take(self, layer: BatchNorm, z: Tensor) -> None:
-        """Take the statistics of a clean batch ``(B, C, ...)``, and update the layer's running ones."""
+        """Take the statistics of a clean batch ``(B, C, ...)``, and update the layer's running ones; not while held."""
+        if self._held:
+            return
         over = [0, *range(2, z.ndim)]
         variance, mean = torch.var_mean(z, over, correction=0)
         self[layer] = mean, variance

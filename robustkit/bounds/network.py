@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,23 @@ class BoundedNetwork:
             if self._layers is not None:
                 return forward(self._layers, x, self._statistics)
             return self._engine(x, self._statistics)
+
+    @contextmanager
+    def whole_batch(self, x: Tensor) -> Iterator[None]:
+        """Let batch norm in train mode use the statistics of a whole batch while parts of it are worked on.
+
+        The gradient is that of the whole batch: it flows through the statistics as well. Only plain stacks can do this;
+        in other networks each part has its own statistics.
+
+        Args:
+            x: the clean batch, shape ``(B, ...)``.
+        """
+        if self._layers is None:
+            yield
+            return
+        self(x)
+        with self._statistics.held():
+            yield
 
     def lower_margins(
         self, x: Tensor, y: Tensor, ball: LinfBall, method: BoundMethod, *, intervals_first: bool = False

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, get_swa_multi_avg_fn
+
+Numbers = list[Tensor] | tuple[Tensor, ...]
+Rule = Callable[[Numbers, Numbers, Tensor | int], None]
 
 Averaging = Literal["none", "ema", "swa"]
 
@@ -38,7 +43,7 @@ class Average:
         if kind == "none":
             return None
         rule = get_ema_multi_avg_fn(decay) if kind == "ema" else get_swa_multi_avg_fn()  # type: ignore[no-untyped-call]
-        averaged = AveragedModel(model, multi_avg_fn=rule, use_buffers=True)
+        averaged = AveragedModel(model, multi_avg_fn=_of_numbers(rule), use_buffers=True)
         averaged.module.eval()
         return cls(averaged, 0.0 if kind == "ema" else start)
 
@@ -60,3 +65,17 @@ class Average:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up an earlier state."""
         self.averaged.load_state_dict(state)
+
+
+def _of_numbers(rule: Rule) -> Rule:
+    """Average numbers; what counts, such as the batches that batch norm has seen, is copied."""
+
+    @torch.no_grad()
+    def update(averages: Numbers, currents: Numbers, count: Tensor | int) -> None:
+        if averages[0].is_floating_point():
+            rule(averages, currents, count)
+        else:
+            for average, current in zip(averages, currents, strict=True):
+                average.copy_(current)
+
+    return update

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from robustkit.attacks.base import derived_seed
 from robustkit.config import TrainConfig
 from robustkit.data import Dataset, Split
 from robustkit.errors import RobustkitError, UnsupportedLayerError, UsageError
@@ -26,8 +27,8 @@ from robustkit.training.averaging import Average
 from robustkit.training.method import Moment, Share, Trainee, TrainingMethod
 from robustkit.training.parallel import ALONE, World
 from robustkit.training.schedules import EpochMetrics, EpsRamp, LearningRate
-from robustkit.training.statistics import make_precise, norms_of, of_the_whole_batch
-from robustkit.training.validation import Validation, stop_if_collapsed, validate
+from robustkit.training.statistics import has_batch_norm, make_precise
+from robustkit.training.validation import Validation, classes_predicted, stop_if_collapsed, validate
 
 STATE_FILE = "training.pt"
 LOOK_EVERY = 20
@@ -78,9 +79,9 @@ def train(
     done = len(loop.history) * loop.steps_per_epoch + loop.here.step
     with working(reporter, f"train {method.name}", plan.epochs * loop.steps_per_epoch, done):
         while len(loop.history) < plan.epochs:
-            stop_if_collapsed(loop.history, loop.judged.model, loop.val)
             loop.epoch(folder / STATE_FILE, reporter)
             record(loop.history)
+            loop.stop_if_collapsed()
     loop.finish()
     return loop.history
 
@@ -179,7 +180,7 @@ class _Loop:
         """Take one pass over the training set, or what is left of one, and measure what came of it."""
         epoch, saved, began = len(self.history), time.monotonic(), time.perf_counter() - self.here.seconds
         self.model.train()
-        order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.seed * 1_000_003 + epoch))
+        order = self.order(epoch)
         total = torch.full((), self.here.loss, device=self.device)
         for step in range(self.here.step, self.steps_per_epoch):
             now = epoch + step / self.steps_per_epoch
@@ -201,18 +202,20 @@ class _Loop:
         plan, parts = self.plan, self.plan.accumulate
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate.at(now, self.history)
-        mine = Share(self.world.rank, self.world.size).take(chosen).to(self.device)
+        own = Share(self.world.rank, self.world.size)
+        mine = own.take(chosen).to(self.device)
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
+        x, y = augmented(self.data.x[mine], plan.augment, self.generator, own), self.data.y[mine]
         try:
-            with self.whole_batch(mine):
+            with self.whole_batch(x):
                 state = self.generator.get_state()
                 for part in range(parts):
                     self.generator.set_state(state)  # every part makes the draws of the whole batch
-                    share = Share(self.world.rank + part * self.world.size, parts * self.world.size)
-                    total += self.backward(mine[part::parts], share, now, last=part == parts - 1)
+                    share = Share(own.part + part * own.of, parts * own.of)
+                    total += self.backward(x[part::parts], y[part::parts], share, now, last=part == parts - 1)
         except torch.OutOfMemoryError as error:
-            raise self.too_large(mine, now) from error
+            raise self.too_large(x, y, now) from error
         except (UnsupportedLayerError, UsageError):
             raise
         except RobustkitError as error:
@@ -227,22 +230,20 @@ class _Loop:
             self.look(epoch)
         return total
 
-    def backward(self, rows: Tensor, share: Share, now: float, *, last: bool) -> Tensor:
+    def backward(self, x: Tensor, y: Tensor, share: Share, now: float, *, last: bool) -> Tensor:
         """Add the gradient of one part of the batch, and give its part of the loss."""
-        x = augmented(self.data.x[rows], self.plan.augment, self.generator, share)
-        progress = self.ramp.progress(now)
         moment = Moment(
             ball=LinfBall(self.ramp.eps(now)),
             weight=self.method.weight(self.ramp, now, self.history),
             generator=self.generator,
             step=round(now * self.steps_per_epoch),
-            progress=progress,
+            progress=self.ramp.progress(now),
             share=share,
         )
         half = self.plan.precision == "bfloat16"
         with self.synchronised(last):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
-                loss: Tensor = self.objective(x, self.data.y[rows], moment) / self.plan.accumulate
+                loss: Tensor = self.objective(x, y, moment) / self.plan.accumulate
             loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -252,11 +253,12 @@ class _Loop:
             return self.objective.no_sync()
         return nullcontext()
 
-    def whole_batch(self, mine: Tensor) -> AbstractContextManager[None]:
-        """Let batch norm see the whole batch where it is worked on in parts."""
-        if self.world.size * self.plan.accumulate == 1 or not norms_of(self.model):
+    def whole_batch(self, x: Tensor) -> AbstractContextManager[None]:
+        """Let batch norm see the whole batch where bounds are computed of it part by part."""
+        alone, bounded = self.world.size == 1, self.method.validation_bound is not None
+        if self.plan.accumulate == 1 or not (alone and bounded and has_batch_norm(self.model)):
             return nullcontext()
-        return of_the_whole_batch(self.model, self.data.x[mine], self.world)
+        return self.trainee.bounds.whole_batch(x)
 
     def look(self, epoch: int) -> None:
         """Stop where the loss or its gradient has not been finite.
@@ -274,7 +276,7 @@ class _Loop:
             "ramp (train.ramp_end)"
         )
 
-    def too_large(self, mine: Tensor, now: float) -> RobustkitError:
+    def too_large(self, x: Tensor, y: Tensor, now: float) -> RobustkitError:
         """Find out how much of the batch the memory holds, and say so."""
         size, parts = self.plan.batch_size, self.plan.accumulate
         while parts < size:
@@ -283,7 +285,7 @@ class _Loop:
             )
             try:
                 self.optimizer.zero_grad(set_to_none=True)
-                self.backward(mine[::parts], Share(0, parts * self.world.size), now, last=False)
+                self.backward(x[::parts], y[::parts], Share(0, parts * self.world.size), now, last=False)
             except torch.OutOfMemoryError:
                 continue
             return RobustkitError(
@@ -296,12 +298,15 @@ class _Loop:
     def measured(self, epoch: int, loss: float, seconds: float) -> EpochMetrics:
         """Measure a finished epoch."""
         self.model.eval()
+        self.world.average(self.model.buffers())
         ball = LinfBall(self.ramp.eps(epoch + 1))
         bound = self.method.validation_bound
-        found = self.world.from_first(lambda: validate(self.judged, self.val, ball, bound))
-        return self.metrics(epoch, loss, seconds, found)
+        found, classes = self.world.from_first(
+            lambda: (validate(self.judged, self.val, ball, bound), classes_predicted(self.model, self.val))
+        )
+        return self.metrics(epoch, loss, seconds, found, classes)
 
-    def metrics(self, epoch: int, loss: float, seconds: float, found: Validation) -> EpochMetrics:
+    def metrics(self, epoch: int, loss: float, seconds: float, found: Validation, classes: float) -> EpochMetrics:
         """Put the figures of an epoch together."""
         last = epoch + (self.steps_per_epoch - 1) / self.steps_per_epoch
         losses = self.world.total(torch.tensor(loss, dtype=torch.float64, device=self.device)).item() / self.world.size
@@ -313,7 +318,7 @@ class _Loop:
             loss=losses / self.steps_per_epoch,
             val_clean=found.clean,
             val_vra=found.vra,
-            val_classes=found.classes,
+            val_classes=classes,
             seconds=seconds,
         )
 
@@ -334,15 +339,25 @@ class _Loop:
             self.model.load_state_dict(self.judged.model.state_dict())
         if self.best.state:
             self.model.load_state_dict(self.best.state)
-        if self.plan.precise_bn and norms_of(self.model):
+        if self.plan.precise_bn and has_batch_norm(self.model):
             make_precise(self.model, self.first_batches(self.plan.precise_bn))
         self.model.eval()
 
     def first_batches(self, count: int) -> Iterator[Tensor]:
         """Give some training batches in the order of the first epoch."""
-        order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(self.seed))
-        for chosen in torch.split(order, self.plan.batch_size)[:count]:
+        for chosen in torch.split(self.order(0), self.plan.batch_size)[:count]:
             yield self.data.x[chosen.to(self.device)]
+
+    def order(self, epoch: int) -> Tensor:
+        """Give the order of the samples in an epoch."""
+        draw = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+        return torch.randperm(len(self.data), generator=draw)
+
+    def stop_if_collapsed(self) -> None:
+        """Give up a network that predicts one class, once it has had time to learn and eps has begun to grow."""
+        begun = max(self.plan.warmup, self.plan.ramp_start) * self.plan.epochs
+        if self.plan.stop_if_collapsed:
+            stop_if_collapsed(self.history, self.model, self.val, begun=begun, steps_per_epoch=self.steps_per_epoch)
 
     def save(self, path: Path) -> None:
         """Write everything that the rest of training depends on, whole or not at all."""

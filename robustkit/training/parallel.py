@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -54,6 +54,15 @@ class World:
         if self.size > 1:
             distributed.all_reduce(values)
         return values
+
+    @torch.no_grad()
+    def average(self, buffers: Iterable[Tensor]) -> None:
+        """Replace numbers that each process has moved on its own share, such as running statistics, by their mean."""
+        if self.size > 1:
+            for one in buffers:
+                if one.is_floating_point():
+                    distributed.all_reduce(one)
+                    one /= self.size
 
     def shared(self, module: nn.Module) -> nn.Module:
         """Let the gradients of a module, computed in its forward and backward, be averaged over the processes."""

@@ -18,8 +18,9 @@ from robustkit.training.method import Trainee
 from robustkit.training.schedules import EpochMetrics
 
 BATCH = 250
-PATIENCE = 3
-"""Epochs in a row after which a network that predicts a single class is given up."""
+PATIENCE, LEAST_STEPS, LEAST_SAMPLES = 3, 500, 20
+"""Epochs in a row after which a network that predicts a single class is given up, but not before so many steps, and
+only where so many validation samples say so."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,10 @@ class Validation:
     Attributes:
         clean: clean accuracy, in [0, 1].
         vra: verified accuracy by the method's own bound, in [0, 1].
-        classes: number of classes that are predicted for any sample.
     """
 
     clean: float = math.nan
     vra: float = math.nan
-    classes: float = math.nan
 
 
 @torch.no_grad()
@@ -57,30 +56,41 @@ def validate(trainee: Trainee, split: Split, ball: LinfBall, bound: BoundMethod 
         return Validation()
     logits = torch.cat([trainee.model(x) for x in torch.split(split.x, BATCH)])
     clean = correct(logits, split.y).double().mean().item()
-    classes = float(len(torch.unique(logits.argmax(dim=1))))
     if bound is None:
-        return Validation(clean, math.nan, classes)
+        return Validation(clean)
     margins = [
         trainee.bounds.lower_margins(x, y, ball, bound, intervals_first=True)
         for x, y in zip(torch.split(split.x, BATCH), torch.split(split.y, BATCH), strict=True)
     ]
-    return Validation(clean, certified(torch.cat(margins), split.y).double().mean().item(), classes)
+    return Validation(clean, certified(torch.cat(margins), split.y).double().mean().item())
 
 
-def stop_if_collapsed(history: Sequence[EpochMetrics], model: nn.Module, split: Split) -> None:
+@torch.no_grad()
+def classes_predicted(model: nn.Module, split: Split) -> float:
+    """Count the classes that a network in eval mode predicts for any sample; NaN where there is none."""
+    if not len(split):
+        return math.nan
+    return float(len(torch.unique(torch.cat([model(x).argmax(dim=1) for x in torch.split(split.x, BATCH)]))))
+
+
+def stop_if_collapsed(
+    history: Sequence[EpochMetrics], model: nn.Module, split: Split, *, begun: float, steps_per_epoch: int
+) -> None:
     """Give up a network that has predicted one class for every validation sample, some epochs in a row.
 
     Args:
         history: the finished epochs.
         model: in eval mode.
-        split: validation samples of several classes.
+        split: validation samples.
+        begun: epoch, fractional, from which on it counts: the learning rate is warm, and eps grows.
+        steps_per_epoch: fewer steps than 500 in all are too few to tell.
 
     Raises:
         RobustkitError: it has collapsed; the message names the class and the dead layers.
     """
-    if len(history) < PATIENCE or any(one["val_classes"] != 1 for one in history[-PATIENCE:]):
-        return
-    if len(torch.unique(split.y)) == 1:
+    early = len(history) - PATIENCE < begun or len(history) * steps_per_epoch < LEAST_STEPS
+    telling = len(split) >= LEAST_SAMPLES and len(torch.unique(split.y)) > 1
+    if early or not telling or any(one["val_classes"] != 1 for one in history[-PATIENCE:]):
         return
     with torch.no_grad():
         only = int(model(split.x[:1]).argmax())
@@ -88,8 +98,8 @@ def stop_if_collapsed(history: Sequence[EpochMetrics], model: nn.Module, split: 
     layers = f"; no neuron is active in {', '.join(dead)}" if dead else ""
     raise RobustkitError(
         f"training has collapsed: class {only} is predicted for all {len(split)} validation samples since epoch "
-        f"{len(history) - PATIENCE + 1}{layers}; lengthen the eps ramp (train.ramp_end), lower train.lr, or train for "
-        "a smaller eps"
+        f"{len(history) - PATIENCE + 1}{layers}; lengthen the eps ramp (train.ramp_end), lower train.lr, or "
+        "train for a smaller eps; train.stop_if_collapsed=false goes on"
     )
 
 
