@@ -3,13 +3,21 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
+from torch import nn
 
-from benchmarks import networks, steps, timing, training
+from benchmarks import memory, networks, passes, steps, timing, training
+from benchmarks.__main__ import main
 from robustkit.data import load_dataset
-from robustkit.training import METHODS
+from robustkit.errors import RobustkitError
+from robustkit.training import METHODS, TrainingMethod
 from robustkit.training.ibp import IBP
 from robustkit.training.mixtrain import MixTrain
 
@@ -73,3 +81,57 @@ def test_claims_are_ratios_of_what_was_measured() -> None:
     found = [row[2:] for row in cells(training.claims(seconds, {**seconds, "natural": 0.5}))[2:]]
     halved = [["3.0", "6.0"], ["10.0", "20.0"], ["20.0", "40.0"]]
     assert found == [["3.0", "3.0"], ["30.0", "30.0"], ["1.5", "1.5"], ["15.0", "15.0"], *halved]
+
+
+def buffer(mib: int) -> Callable[[], object]:
+    """Make work that fills so much memory, twice over but never both at once."""
+    return partial(fill_twice, mib)
+
+
+def fill_twice(mib: int) -> None:
+    for _ in range(2):
+        assert len(torch.ones(mib * 2**18)) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux or a GPU")
+def test_peak_memory_is_what_the_work_holds_at_once() -> None:
+    with memory.meter() as peak:
+        assert peak(buffer, 64) == pytest.approx(64.0, abs=4.0)
+        assert peak(buffer, 16) == pytest.approx(16.0, abs=4.0)  # the greater one before it is forgotten
+
+
+@pytest.mark.parametrize("method", passes.METHODS.values(), ids=repr)
+def test_own_passes_and_the_engine_compute_the_same_step(method: TrainingMethod) -> None:
+    own, engine = (passes.bench(method, networks.fresh(), one) for one in (False, True))
+    assert own.loop.trainee.bounds._layers is not None and engine.loop.trainee.bounds._layers is None
+    passes.check_equal(own.result(), engine.result(), method.name)
+
+
+def test_steps_that_differ_are_not_compared() -> None:
+    own = passes.bench(passes.Symbolic(2), networks.fresh(), False).result()
+    other = passes.bench(passes.Symbolic(3), networks.fresh(), False).result()
+    with pytest.raises(RobustkitError, match="expected equal losses of symbolic by own passes and by the engine, got"):
+        passes.check_equal(own, other, "symbolic")
+    with pytest.raises(RobustkitError, match="expected equal gradients of parameter 1 "):
+        passes.check_equal([own[0], own[1], own[2] * 1.01], own[:3], "symbolic")
+    with pytest.raises(RobustkitError, match="got nan apart"):
+        passes.check_equal([own[0] * math.nan], own[:1], "symbolic")
+
+
+def test_a_network_without_own_passes_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Sigmoid(), nn.Linear(10, 10))
+    with pytest.raises(RobustkitError, match="expected a network that own passes carry"):
+        passes.bench(IBP(), model, True)
+
+
+def test_both_passes_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "meter", lambda: nullcontext(lambda *given: 3.0 if given[-1] else 2.0))
+    result = CliRunner().invoke(main, ["passes", "--rounds", "1"], catch_exceptions=False)
+    rows = cells(result.output.splitlines())[2:]
+    assert [row[:2] for row in rows] == [[name, one] for name in ("fresh", "no training") for one in passes.METHODS]
+    assert all(row[5:] == ["2", "3", "1.5"] for row in rows)
+
+
+def test_networks_that_are_timed_have_the_same_weights_each_time() -> None:
+    for one, again in zip(networks.fresh().parameters(), networks.fresh().parameters(), strict=True):
+        torch.testing.assert_close(one, again, rtol=0.0, atol=0.0)
