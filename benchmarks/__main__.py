@@ -5,12 +5,13 @@ from __future__ import annotations
 import click
 import torch
 
-from benchmarks import attacks, passes, training, verification
+from benchmarks import attacks, passes, scaling, training, verification
 from robustkit.runs import hardware
 
 PARTS = {
     "training": training.table,
     "passes": passes.table,
+    "scaling": scaling.table,
     "attacks": attacks.table,
     "verification": verification.table,
 }

@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from benchmarks import memory, networks, passes, steps, timing, training
+from benchmarks import memory, networks, passes, scaling, steps, timing, training
 from benchmarks.__main__ import main
 from robustkit.data import load_dataset
 from robustkit.errors import RobustkitError
@@ -130,6 +130,14 @@ def test_both_passes_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None
     rows = cells(result.output.splitlines())[2:]
     assert [row[:2] for row in rows] == [[name, one] for name in ("fresh", "no training") for one in passes.METHODS]
     assert all(row[5:] == ["2", "3", "1.5"] for row in rows)
+
+
+def test_mixtrain_s_cost_has_a_row_for_each_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in {"KS": (1, 3), "BATCHES": (5,), "WIDTHS": (2,), "DEPTHS": (("mlp", 7), ("cnn7", 2))}.items():
+        monkeypatch.setattr(scaling, name, few)
+    found = cells(scaling.table(1))[2:]
+    assert [one[0] for one in found] == ["k=1", "k=3", "batch 5", "width 2", "mlp, width 7", "cnn7, width 2"]
+    assert all(float(one) > 0 for line in found for one in line[1:])
 
 
 def test_networks_that_are_timed_have_the_same_weights_each_time() -> None:
