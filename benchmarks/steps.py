@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,19 @@ LEAST = 0.1
 
 MIDDLE = 1.0
 """The moment, in epochs: eps has come half of its way, so that what falls or grows with it counts."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is trained.
+
+    Attributes:
+        model: on its device.
+        batch: samples a step.
+    """
+
+    model: nn.Module
+    batch: int
 
 
 class Bench:
@@ -58,28 +71,42 @@ class Bench:
         return [loss, *(one.grad.clone() for one in self.loop.model.parameters() if one.grad is not None)]
 
 
-def costs(methods: Mapping[str, TrainingMethod], model: nn.Module, rounds: int, batch: int) -> dict[str, float]:
-    """Time a step of several methods on the same network and samples.
+Costs = dict[str, float]
+"""Median seconds of a step by the name of its method, and under ``"natural"`` those of a natural step."""
+
+
+def costs(methods: Mapping[str, TrainingMethod], model: nn.Module, rounds: int) -> Costs:
+    """Time a step of several methods on one network, its usual batch; see ``costs_of_each``."""
+    return costs_of_each(methods, {"": Subject(model, BATCH)}, rounds)[""]
+
+
+def costs_of_each(
+    methods: Mapping[str, TrainingMethod], subjects: Mapping[str, Subject], rounds: int
+) -> dict[str, Costs]:
+    """Time a step of several methods on several networks, all in turn.
 
     MixTrain draws whether a step has its robust term: its cost here is the mean over that draw, from a step that has it
     and a natural one, rather than that of a few draws.
 
     Args:
         methods: by the name of their row.
-        model: the network, on its device.
+        subjects: what they train, by name.
         rounds: how often each is timed.
-        batch: samples a step.
 
     Returns:
-        Median seconds of a step by name, and under ``"natural"`` that of a natural one.
+        The costs by the name of the subject.
     """
     timed: dict[str, TrainingMethod] = {"natural": Natural(), **methods}
-    seconds = side_by_side({name: _stepper(one, model, batch) for name, one in timed.items()}, rounds, least=LEAST)
-    for name, one in timed.items():
-        if isinstance(one, MixTrain):
-            seconds[name] = one.mixing * seconds[name] + (1.0 - one.mixing) * seconds["natural"]
-    return seconds
+    work = {(name, row): _stepper(method, one) for name, one in subjects.items() for row, method in timed.items()}
+    seconds = side_by_side(work, rounds, least=LEAST)
+    return {name: {row: _mean(row, method, name, seconds) for row, method in timed.items()} for name in subjects}
 
 
-def _stepper(method: TrainingMethod, model: nn.Module, batch: int) -> Callable[[], None]:
-    return Bench(replace(method, mixing=1.0) if isinstance(method, MixTrain) else method, model, batch).step
+def _stepper(method: TrainingMethod, subject: Subject) -> Callable[[], None]:
+    always = replace(method, mixing=1.0) if isinstance(method, MixTrain) else method
+    return Bench(always, subject.model, subject.batch).step
+
+
+def _mean(row: str, method: TrainingMethod, subject: str, seconds: Mapping[tuple[str, str], float]) -> float:
+    mixing = method.mixing if isinstance(method, MixTrain) else 1.0
+    return mixing * seconds[subject, row] + (1.0 - mixing) * seconds[subject, "natural"]

@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
+from typing import TypeVar
 
 import torch
 
+Name = TypeVar("Name", bound=Hashable)
+
 
 def side_by_side(
-    candidates: Mapping[str, Callable[[], object]], rounds: int, *, least: float = 0.0
-) -> dict[str, float]:
+    candidates: Mapping[Name, Callable[[], object]], rounds: int, *, least: float = 0.0
+) -> dict[Name, float]:
     """Time several functions in turn, so that a slow moment of the machine hits all of them.
 
     Args:
@@ -23,7 +26,7 @@ def side_by_side(
     Returns:
         Median seconds of one call, by name.
     """
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    times: dict[Name, list[float]] = {name: [] for name in candidates}
     calls = {}
     for name, work in candidates.items():
         work()

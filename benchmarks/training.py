@@ -16,14 +16,12 @@ VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """Rows of the table, where a method has others than the one of its name and its defaults."""
 
-Costs = dict[str, float]
-
 
 def table(rounds: int) -> list[str]:
     """Time a step of each on fresh weights and on a trained network: bounds cost what neurons are unstable."""
     data, (name, model) = networks.dataset(), networks.robust()
-    fresh = steps.costs(candidates(), networks.fresh(), rounds, steps.BATCH)
-    trained = steps.costs(candidates(), model, rounds, steps.BATCH)
+    fresh = steps.costs(candidates(), networks.fresh(), rounds)
+    trained = steps.costs(candidates(), model, rounds)
     lines = [
         "| method | ms a step | natural steps | of PGD-40 | trained: ms | natural steps | of PGD-40 |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
@@ -39,7 +37,7 @@ def candidates() -> dict[str, TrainingMethod]:
     return {row: make_method(name, options) for name, variants in rows.items() for row, options in variants.items()}
 
 
-def claims(fresh: Costs, trained: Costs) -> list[str]:
+def claims(fresh: steps.Costs, trained: steps.Costs) -> list[str]:
     """Set what was measured beside the paper's claims, which are of whole trainings, and our own targets."""
     lines = ["| claim | claimed | fresh weights | trained |", "| --- | ---: | ---: | ---: |"]
     for k in KS[:2]:
@@ -52,6 +50,6 @@ def claims(fresh: Costs, trained: Costs) -> list[str]:
     return lines
 
 
-def _ratios(name: str, seconds: Costs) -> str:
+def _ratios(name: str, seconds: steps.Costs) -> str:
     one = seconds[name]
     return f"{1000 * one:.1f} | {one / seconds['natural']:.1f} | {one / seconds['PGD-40']:.2f}"

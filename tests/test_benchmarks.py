@@ -61,9 +61,12 @@ def test_the_ball_of_the_bench_is_the_dataset_s_half_way_through_the_ramp() -> N
 
 
 def test_mixtrain_costs_the_mean_over_its_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps, "side_by_side", lambda work, rounds, least: {"natural": 1.0, "mix": 6.0})
-    found = steps.costs({"mix": MixTrain(mixing=0.8)}, networks.fresh(), 1, 20)
-    assert found == {"natural": 1.0, "mix": pytest.approx(0.8 * 6.0 + 0.2 * 1.0)}
+    seconds = {("one", "natural"): 1.0, ("one", "mix"): 6.0, ("other", "natural"): 2.0, ("other", "mix"): 7.0}
+    monkeypatch.setattr(steps, "side_by_side", lambda work, rounds, least: {name: seconds[name] for name in work})
+    subjects = {name: steps.Subject(networks.fresh(), 5) for name in ("one", "other")}
+    found = steps.costs_of_each({"mix": MixTrain(k=1, mixing=0.8)}, subjects, 1)
+    assert found["one"] == {"natural": 1.0, "mix": pytest.approx(0.8 * 6.0 + 0.2 * 1.0)}
+    assert found["other"] == {"natural": 2.0, "mix": pytest.approx(0.8 * 7.0 + 0.2 * 2.0)}
 
 
 def test_every_method_has_its_row() -> None:
