@@ -1,14 +1,20 @@
-"""Run the benchmarks: ``python -m benchmarks [training] [attacks] [verification] [--rounds N]``."""
+"""Run the benchmarks: ``python -m benchmarks [PART ...] [--rounds N]``; the parts are the names in ``PARTS``."""
 
 from __future__ import annotations
 
 import click
 import torch
 
-from benchmarks import attacks, training, verification
+from benchmarks import attacks, passes, scaling, training, verification
 from robustkit.runs import hardware
 
-PARTS = {"training": training.table, "attacks": attacks.table, "verification": verification.table}
+PARTS = {
+    "training": training.table,
+    "passes": passes.table,
+    "scaling": scaling.table,
+    "attacks": attacks.table,
+    "verification": verification.table,
+}
 
 
 @click.command()

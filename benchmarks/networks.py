@@ -29,10 +29,11 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def fresh() -> nn.Module:
+def fresh(name: str | None = None, width: int | None = None) -> nn.Module:
+    """Make the dataset's own network, or a named one, with the same weights each time."""
     data = dataset()
     torch.manual_seed(0)
-    return make_model(data.model, data.input_shape, data.classes).to(device())
+    return make_model(name or data.model, data.input_shape, data.classes, width=width).to(device())
 
 
 @cache
@@ -57,3 +58,12 @@ def published() -> nn.Module | None:
             load_weights(model, path)
             return model.eval()
     return None
+
+
+@cache
+def robust() -> tuple[str, nn.Module]:
+    """Give a certifiably trained network and what it is: the authors' where it is found, else one by IBP."""
+    found, data = published(), dataset()
+    if found is not None:
+        return "the MixTrain authors' MNIST_Small", found
+    return f"{data.model} trained by IBP", trained("ibp", data.eps, 6)

@@ -18,12 +18,10 @@ SAMPLES = 50
 
 def table(rounds: int) -> list[str]:
     """Time each bound on a certifiably trained network."""
-    data, published = networks.dataset(), networks.published()
-    model = published if published is not None else networks.trained("ibp", data.eps, 6)
-    name = "the MixTrain authors' MNIST_Small" if published is not None else f"{data.model} trained by IBP"
+    data, (name, model) = networks.dataset(), networks.robust()
     split = data.test.take(SAMPLES).to(networks.device())
     network = BoundedNetwork(model, split.x[:1])
-    ball = LinfBall(0.3 if published is not None else data.eps)
+    ball = LinfBall(data.eps)
 
     def bound(method: BoundMethod) -> Callable[[], Tensor]:
         def work() -> Tensor:

@@ -34,7 +34,7 @@ class BoundedNetwork:
 
     Calling it computes the logits as the network does. In train mode batch norm bounds with the statistics of the
     last such call, so call it on the clean batch first. Plain stacks of layers are bounded by intervals and
-    symbolically without the engine: the same bounds to rounding, in half the time or less.
+    symbolically without the engine: the same bounds to rounding, symbolic ones in about half the time.
 
     Args:
         model: on its device; its mode may change later, its layers may not.

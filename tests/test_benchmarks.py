@@ -1,0 +1,148 @@
+"""The benchmarks run, on a tiny setting, and print the tables that they promise."""
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+from benchmarks import memory, networks, passes, scaling, steps, timing, training
+from benchmarks.__main__ import main
+from robustkit.data import load_dataset
+from robustkit.errors import RobustkitError
+from robustkit.training import METHODS, TrainingMethod
+from robustkit.training.ibp import IBP
+from robustkit.training.mixtrain import MixTrain
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded dataset, small batches, one call a timing, and fresh weights for trained ones."""
+    data = load_dataset("digits")
+    monkeypatch.setattr(networks, "dataset", lambda: data)
+    monkeypatch.setattr(networks, "robust", lambda: ("no training", networks.fresh()))
+    monkeypatch.setattr(steps, "LEAST", 0.0)
+    monkeypatch.setattr(steps, "BATCH", 20)
+
+
+def cells(lines: list[str]) -> list[list[str]]:
+    return [[one.strip() for one in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+
+
+def test_short_calls_are_repeated_and_the_median_is_that_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, lengths = [0.0], itertools.chain([9.0, 1.0], [2.0] * 4, [1.0] * 4, [7.0] * 4)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    seconds = timing.side_by_side({"work": lambda: clock.append(clock.pop() + next(lengths))}, 3, least=4.0)
+    assert seconds == {"work": 2.0}  # one call to warm up, one of a second to see that four make up the time
+    assert next(lengths, None) is None
+
+
+def test_a_step_on_the_bench_leaves_the_weights_and_repeats_its_draws() -> None:
+    bench = steps.Bench(MixTrain(k=3, mixing=0.5), networks.fresh(), 20)
+    before, first = copy.deepcopy(bench.loop.model.state_dict()), bench.result()
+    bench.step()
+    for name, value in bench.loop.model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0.0, atol=1e-10, msg=name)
+    for one, again in zip(first, bench.result(), strict=True):
+        torch.testing.assert_close(one, again, rtol=1e-4, atol=1e-6)
+
+
+def test_the_ball_of_the_bench_is_the_dataset_s_half_way_through_the_ramp() -> None:
+    ramp = steps.Bench(IBP(), networks.fresh(), 20).loop.ramp
+    assert ramp.progress(steps.MIDDLE) == 0.5
+    assert ramp.eps(steps.MIDDLE) == pytest.approx(networks.dataset().eps)
+
+
+def test_mixtrain_costs_the_mean_over_its_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = {("one", "natural"): 1.0, ("one", "mix"): 6.0, ("other", "natural"): 2.0, ("other", "mix"): 7.0}
+    monkeypatch.setattr(steps, "side_by_side", lambda work, rounds, least: {name: seconds[name] for name in work})
+    subjects = {name: steps.Subject(networks.fresh(), 5) for name in ("one", "other")}
+    found = steps.costs_of_each({"mix": MixTrain(k=1, mixing=0.8)}, subjects, 1)
+    assert found["one"] == {"natural": 1.0, "mix": pytest.approx(0.8 * 6.0 + 0.2 * 1.0)}
+    assert found["other"] == {"natural": 2.0, "mix": pytest.approx(0.8 * 7.0 + 0.2 * 2.0)}
+
+
+def test_every_method_has_its_row() -> None:
+    rows = cells(training.table(1))
+    assert {row[0] for row in rows} >= set(training.candidates())
+    assert {type(one) for one in training.candidates().values()} == set(METHODS.values())
+    natural = next(row for row in rows if row[0] == "natural")
+    assert natural[2] == natural[5] == "1.0"
+    assert all(float(one) > 0 and math.isfinite(float(one)) for one in natural[1:])
+
+
+def test_claims_are_ratios_of_what_was_measured() -> None:
+    seconds = {"natural": 1.0, "ibp": 3.0, "PGD-40": 30.0, "dual, full batch": 300.0}
+    seconds |= {"MixTrain k=1": 10.0, "MixTrain k=5": 20.0}
+    found = [row[2:] for row in cells(training.claims(seconds, {**seconds, "natural": 0.5}))[2:]]
+    halved = [["3.0", "6.0"], ["10.0", "20.0"], ["20.0", "40.0"]]
+    assert found == [["3.0", "3.0"], ["30.0", "30.0"], ["1.5", "1.5"], ["15.0", "15.0"], *halved]
+
+
+def buffer(mib: int) -> Callable[[], object]:
+    """Make work that fills so much memory, twice over but never both at once."""
+    return partial(fill_twice, mib)
+
+
+def fill_twice(mib: int) -> None:
+    for _ in range(2):
+        assert len(torch.ones(mib * 2**18)) > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured on Linux or a GPU")
+def test_peak_memory_is_what_the_work_holds_at_once() -> None:
+    with memory.meter() as peak:
+        assert peak(buffer, 64) == pytest.approx(64.0, abs=4.0)
+        assert peak(buffer, 16) == pytest.approx(16.0, abs=4.0)  # the greater one before it is forgotten
+
+
+@pytest.mark.parametrize("method", passes.METHODS.values(), ids=repr)
+def test_own_passes_and_the_engine_compute_the_same_step(method: TrainingMethod) -> None:
+    own, engine = (passes.bench(method, networks.fresh(), one) for one in (False, True))
+    assert own.loop.trainee.bounds._layers is not None and engine.loop.trainee.bounds._layers is None
+    passes.check_equal(own.result(), engine.result(), method.name)
+
+
+def test_steps_that_differ_are_not_compared() -> None:
+    own = passes.bench(passes.Symbolic(2), networks.fresh(), False).result()
+    other = passes.bench(passes.Symbolic(3), networks.fresh(), False).result()
+    with pytest.raises(RobustkitError, match="expected equal losses of symbolic by own passes and by the engine, got"):
+        passes.check_equal(own, other, "symbolic")
+    with pytest.raises(RobustkitError, match="expected equal gradients of parameter 1 "):
+        passes.check_equal([own[0], own[1], own[2] * 1.01], own[:3], "symbolic")
+    with pytest.raises(RobustkitError, match="got nan apart"):
+        passes.check_equal([own[0] * math.nan], own[:1], "symbolic")
+
+
+def test_a_network_without_own_passes_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.Sigmoid(), nn.Linear(10, 10))
+    with pytest.raises(RobustkitError, match="expected a network that own passes carry"):
+        passes.bench(IBP(), model, True)
+
+
+def test_both_passes_stand_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(passes, "meter", lambda: nullcontext(lambda *given: 3.0 if given[-1] else 2.0))
+    result = CliRunner().invoke(main, ["passes", "--rounds", "1"], catch_exceptions=False)
+    rows = cells(result.output.splitlines())[2:]
+    assert [row[:2] for row in rows] == [[name, one] for name in ("fresh", "no training") for one in passes.METHODS]
+    assert all(row[5:] == ["2", "3", "1.5"] for row in rows)
+
+
+def test_mixtrain_s_cost_has_a_row_for_each_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in {"KS": (1, 3), "BATCHES": (5,), "WIDTHS": (2,), "DEPTHS": (("mlp", 7), ("cnn7", 2))}.items():
+        monkeypatch.setattr(scaling, name, few)
+    found = cells(scaling.table(1))[2:]
+    assert [one[0] for one in found] == ["k=1", "k=3", "batch 5", "width 2", "mlp, width 7", "cnn7, width 2"]
+    assert all(float(one) > 0 for line in found for one in line[1:])
+
+
+def test_networks_that_are_timed_have_the_same_weights_each_time() -> None:
+    for one, again in zip(networks.fresh().parameters(), networks.fresh().parameters(), strict=True):
+        torch.testing.assert_close(one, again, rtol=0.0, atol=0.0)
