@@ -67,7 +67,7 @@ class Bench:
         """Give the loss of the step and the gradient of every parameter."""
         self.loop.generator.manual_seed(0)
         self.loop.optimizer.zero_grad(set_to_none=True)
-        loss = self.loop.backward(self.chosen.to(self.loop.device), Share(), MIDDLE, last=True)
+        loss = self.loop.backward(self.loop.data.x, self.loop.data.y, Share(), MIDDLE, last=True)
         return [loss, *(one.grad.clone() for one in self.loop.model.parameters() if one.grad is not None)]
 
 

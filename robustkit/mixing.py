@@ -37,6 +37,10 @@ def mix_networks(natural: Run, robust: Run, weight: float, root: Path, *, out: P
     for run, (_, card) in zip((natural, robust), parts, strict=True):
         if card.architecture == models.MIXTURE:
             raise UsageError(f"expected two single networks to mix, got the mixture {run.path}; name its parts instead")
+    if models.fingerprint(standard) == models.fingerprint(protected):
+        raise UsageError(
+            f"expected two different networks to mix, got {natural.path} and {robust.path}, which are alike"
+        )
     config = robust.config()
     dataset = load_data(config)
     check_fit(standard_card, dataset)

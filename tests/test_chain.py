@@ -294,3 +294,25 @@ def test_bounds_that_overflow_prove_nothing(weights: tuple[float, float]) -> Non
     network, x, y = BoundedNetwork(model, torch.full((1, 1), 0.5)), torch.full((1, 1), 0.5), torch.tensor([0])
     for method in BoundMethod:
         assert not (worst_margin(network.lower_margins(x, y, LinfBall(0.1), method), y) > 0).any(), method
+
+
+def test_layers_that_changed_since_are_refused() -> None:
+    model, x, y = make("mlp"), networks.inputs(2), torch.tensor([0, 1])
+    network = BoundedNetwork(model, x[:1])
+    model[2].register_forward_hook(lambda _module, _given, out: -out)
+    with pytest.raises(RobustkitError, match="expected the layers that bounds were prepared for"):
+        network.lower_margins(x, y, BALL, BoundMethod.IBP)
+
+
+def test_dropout_in_train_mode_within_a_model_in_eval_mode_is_refused() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(36, 4), nn.Dropout(0.5), nn.Linear(4, 4)).eval()
+    network = BoundedNetwork(model, networks.inputs(1))
+    model[2].train()
+    with pytest.raises(UnsupportedLayerError, match="cannot bound Dropout at '2' in train mode"):
+        network.lower_margins(networks.inputs(1), torch.tensor([0]), BALL, BoundMethod.IBP)
+
+
+def test_doubles_are_refused_in_a_line() -> None:
+    model, x = make("mlp").double(), networks.inputs(1).double()
+    with pytest.raises(RobustkitError, match=r"expected float32 inputs and weights, got torch\.float64"):
+        BoundedNetwork(model, x).lower_margins(x, torch.tensor([0]), BALL, BoundMethod.IBP)

@@ -84,6 +84,18 @@ def test_a_batch_that_parts_do_not_divide_is_refused(tmp_path: Path) -> None:
         fit(tmp_path, Natural(), accumulate=3)
 
 
+def test_a_plan_that_nothing_measures_for_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r'expected validation samples for train.select="best", got none'):
+        fit(tmp_path, IBP(), select="best", val_n=0)
+    with pytest.raises(UsageError, match=r'expected validation samples for train.lr_schedule="accelat"'):
+        fit(tmp_path, Natural(), lr_schedule="accelat", val_n=0)
+
+
+def test_batch_norm_needs_two_samples_in_every_part(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="expected at least 2 samples in each part of a batch for batch norm, got 1"):
+        fit(tmp_path, Natural(), model=networks.make("batch_norm"), accumulate=10)
+
+
 def test_precise_statistics_are_those_of_the_batches() -> None:
     model = networks.make("batch_norm")
     batches = [networks.inputs(8, seed) for seed in range(4)]

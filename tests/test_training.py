@@ -367,7 +367,7 @@ def test_running_statistics_move_once_a_step_by_the_clean_batch(method: Training
 @pytest.mark.parametrize("method", [IBP(), MixTrain(k=3, mixing=1.0)], ids=repr)
 def test_a_network_with_batch_norm_trains(method: TrainingMethod, tmp_path: Path) -> None:
     _, history = fit(tmp_path, method, model=networks.make("batch_norm"), epochs=8, eps=0.02, ramp_end=0.5)
-    assert history[-1]["val_clean"] > 0.7
+    assert history[-1]["val_clean"] > 0.9
     assert history[-1]["val_vra"] > 0.5
 
 

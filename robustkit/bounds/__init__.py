@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from robustkit.bounds.chain import altered
 from robustkit.bounds.method import BoundMethod, intersect
 from robustkit.bounds.mixture import BoundedMixture
 from robustkit.bounds.network import BoundedNetwork
@@ -25,4 +26,6 @@ def bounded(model: nn.Module, example: Tensor) -> Bounded:
     Raises:
         UnsupportedLayerError: a layer cannot be bounded soundly; the layer is named.
     """
-    return BoundedMixture(model, example) if isinstance(model, Mixture) else BoundedNetwork(model, example)
+    if isinstance(model, Mixture) and type(model) is Mixture and not altered(model):
+        return BoundedMixture(model, example)
+    return BoundedNetwork(model, example)  # what else a mixture may compute, the engine refuses

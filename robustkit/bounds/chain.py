@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +35,8 @@ def chain_of(model: nn.Module, example: Tensor) -> list[nn.Module] | None:
         The layers, or None where it is no plain stack of ``PLAIN`` layers that ends in a ``Linear``.
     """
     layers = _unrolled(model)
-    norms = [one for one in layers if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)]
+    inner = [_unrolled(path) for one in layers if isinstance(one, Residual) for path in (one.long, one.short)]
+    norms = [one for one in (*layers, *chain(*inner)) if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)]
     plain = layers and all(map(_carried, layers)) and type(layers[-1]) is nn.Linear and len(set(norms)) == len(norms)
     if not plain:
         return None
@@ -66,14 +68,14 @@ def shapes_of(layers: Sequence[nn.Module], z: Tensor) -> list[tuple[int, ...]]:
 
 
 def _unrolled(model: nn.Module) -> list[nn.Module]:
-    if type(model) is nn.Sequential and not _altered(model):
+    if type(model) is nn.Sequential and not altered(model):
         return [layer for child in model for layer in _unrolled(child)]
-    nothing = type(model) in (nn.Identity, nn.Dropout, nn.Dropout2d) and not _altered(model)
+    nothing = type(model) in (nn.Identity, nn.Dropout, nn.Dropout2d) and not altered(model)
     return [] if nothing else [model]
 
 
 def _carried(layer: nn.Module) -> bool:
-    if type(layer) not in PLAIN or _altered(layer):
+    if type(layer) not in PLAIN or altered(layer):
         return False
     if isinstance(layer, nn.Conv2d):
         return layer.groups == 1 and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
@@ -87,7 +89,7 @@ def _carried(layer: nn.Module) -> bool:
     return True
 
 
-def _altered(layer: nn.Module) -> bool:
+def altered(layer: nn.Module) -> bool:
     """Say whether something was put into a layer that its own numbers do not show: a hook, a patched forward."""
     hooked = bool(layer._forward_hooks or layer._forward_pre_hooks)
     return hooked or "parametrizations" in layer._modules or "forward" in vars(layer)

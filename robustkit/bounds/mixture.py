@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robustkit.bounds.method import BoundMethod
 from robustkit.bounds.network import BoundedNetwork
+from robustkit.errors import RobustkitError
 from robustkit.models.mixture import Mixture
 from robustkit.threat import LinfBall
 
@@ -27,7 +28,7 @@ class BoundedMixture:
 
     def __init__(self, model: Mixture, example: Tensor) -> None:
         self.model: nn.Module = model
-        self._weight = float(model.weight)
+        self._mixture = model
         self._robust = BoundedNetwork(model.robust, example)
 
     @property
@@ -49,7 +50,10 @@ class BoundedMixture:
         exceeds ``P_j``. See ``BoundedNetwork.lower_margins`` for the arguments, what is raised, and the shape.
         """
         margins = self._robust.lower_margins(x, y, ball, method, intervals_first=intervals_first)
-        return mixed_margins(margins, y, self._weight)
+        weight = float(self._mixture.weight)
+        if not 0.0 < weight <= 1.0:
+            raise RobustkitError(f"expected the weight of the robust network in (0, 1], got {weight}; mix again")
+        return mixed_margins(margins, y, weight)
 
     def input_coefficients(self, lb: Tensor, ub: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
         """Give those of the robust network: a direction for an attack on the mixture, and no bound of the mixture.

@@ -252,16 +252,21 @@ class BoundedNetwork:
         return max(1, min(batch, BUDGET.get(self._example.device.type, BUDGET["cpu"]) // self._largest))
 
     def _refuse_dropout(self) -> None:
-        if self.model.training:
-            for name, layer in self.model.named_modules():
-                if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0:
-                    raise UnsupportedLayerError(
-                        f"cannot bound Dropout at {name!r} in train mode; remove it, or train without bounds"
-                    )
+        for name, layer in self.model.named_modules():
+            if isinstance(layer, nn.modules.dropout._DropoutNd) and layer.training and layer.p > 0:
+                raise UnsupportedLayerError(
+                    f"cannot bound Dropout at {name!r} in train mode; remove it, or train without bounds"
+                )
 
     def _refuse_unusable(self, lb: Tensor, ub: Tensor) -> None:
         if torch.is_grad_enabled() and self.model.training:
             return  # the training loop finds out from the loss, without waiting for the device at every step
+        if self._layers is not None and chain_of(self.model, self._example) != self._layers:
+            raise RobustkitError(
+                "expected the layers that bounds were prepared for, got others; prepare the model again"
+            )
+        if lb.dtype != torch.float32:
+            raise RobustkitError(f"expected float32 inputs and weights, got {lb.dtype}; convert with .float()")
         for name, value in self.model.state_dict(keep_vars=True).items():
             if value.is_floating_point() and not bool(torch.isfinite(value.detach()).all()):
                 raise RobustkitError(

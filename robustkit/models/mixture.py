@@ -40,5 +40,6 @@ class Mixture(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute the logarithms of the mixed probabilities of inputs ``(B, ...)``, shape ``(B, K)``."""
         natural, robust = (torch.log_softmax(one(x), dim=1) for one in (self.natural, self.robust))
+        natural = torch.where(natural.isnan(), -torch.inf, natural)  # logits that overflow have no opinion
         shares = torch.stack([torch.log1p(-self.weight), torch.log(self.weight)]).to(robust)
         return torch.logaddexp(shares[0] + natural, shares[1] + robust)

@@ -73,7 +73,8 @@ def train(
     """
     device = next(model.parameters()).device
     splits = dataset.train.to(device), dataset.val.to(device)
-    _check_batch(len(splits[0]), plan, world)
+    _check_batch(model, len(splits[0]), plan, world)
+    _check_validation(len(splits[1]), method, plan)
     loop = _Loop(model, method, plan, *splits, seed=seed, world=world)
     loop.restore(folder / STATE_FILE)
     done = len(loop.history) * loop.steps_per_epoch + loop.here.step
@@ -86,7 +87,17 @@ def train(
     return loop.history
 
 
-def _check_batch(samples: int, plan: TrainConfig, world: World) -> None:
+def _check_validation(samples: int, method: TrainingMethod, plan: TrainConfig) -> None:
+    """Refuse a plan that goes by figures that nothing measures."""
+    for option, needed in (
+        ('train.select="best"', plan.select == "best" and method.validation_bound is not None),
+        ('train.lr_schedule="accelat"', plan.lr_schedule == "accelat"),
+    ):
+        if needed and not samples:
+            raise UsageError(f"expected validation samples for {option}, got none; raise data.val_n")
+
+
+def _check_batch(model: nn.Module, samples: int, plan: TrainConfig, world: World) -> None:
     if samples < plan.batch_size:
         raise UsageError(
             f"expected batch_size at most the {samples} training samples, got {plan.batch_size}; "
@@ -97,6 +108,11 @@ def _check_batch(samples: int, plan: TrainConfig, world: World) -> None:
         raise UsageError(
             f"expected train.batch_size that {world.size} processes times {plan.accumulate} parts divide, got "
             f"{plan.batch_size}; take a multiple of {parts}"
+        )
+    if plan.batch_size // parts < 2 and has_batch_norm(model):
+        raise UsageError(
+            f"expected at least 2 samples in each part of a batch for batch norm, got {plan.batch_size // parts}; "
+            "raise train.batch_size"
         )
 
 
@@ -221,7 +237,8 @@ class _Loop:
         except RobustkitError as error:
             raise self.failed(epoch, str(error)) from error
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), plan.clip or math.inf)
-        self.broken = torch.maximum(self.broken, (~torch.isfinite(total + norm)).to(total))
+        finite = torch.isfinite(self.world.total(total.clone()) + norm)  # of all processes: they stop together
+        self.broken = torch.maximum(self.broken, (~finite).to(total))
         vars(self.optimizer)["found_inf"] = self.broken  # the optimiser leaves the weights alone from then on
         self.optimizer.step()
         if self.average is not None:
