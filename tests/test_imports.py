@@ -12,7 +12,7 @@ LAYERS: list[set[str]] = [
     {"errors", "threat", "margins", "verdict", "results", "files", "progress", "config", "data", "models", "bounds"},
     {"attacks"},
     {"training", "verifiers", "reports"},
-    {"runs", "networks", "evaluation", "experiment", "pipeline", "catalogue"},
+    {"runs", "networks", "evaluation", "experiment", "variations", "pipeline", "summary", "catalogue"},
     {"cli", "terminal"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
