@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from robustkit import evaluation, networks
 from robustkit.cli import cli
+from robustkit.pipeline import run_facts
 from robustkit.results import read_table, summarise
 from robustkit.runs import Run
 
@@ -343,6 +344,22 @@ def test_a_run_is_the_same_wherever_its_data_lie() -> None:
 
     assert name() == name(data={"root": "elsewhere"}, verify={"n": 3}, train={"options": {"pgd": {"steps": 3}}})
     assert len({name(), name(seed=1), name(data={"train_n": 9}), name(train={"options": {"mixtrain": {"k": 2}}})}) == 4
+
+
+def test_runs_are_one_recipe_only_where_training_read_the_same(tmp_path: Path) -> None:
+    from robustkit.config import configuration
+
+    def recipe(**table: Any) -> Any:
+        run = Run(tmp_path / repr(table))
+        run.open(configuration({"train": {"eps": 0.1}}, table))
+        (run.path / "model.safetensors").touch()
+        return run_facts(run).recipe
+
+    same = [recipe(), recipe(seed=1), recipe(verify={"n": 3}), recipe(data={"root": "elsewhere"}), recipe(device="cpu")]
+    assert all(one == same[0] for one in same)
+    others = [{"model": {"width": 2}}, {"deterministic": True}, {"train": {"lr": 0.1}}, {"data": {"train_n": 9}}]
+    others += [{"train": {"options": {"mixtrain": {"k": 2}}}}]
+    assert all(recipe(**one) != same[0] for one in others)
 
 
 def test_results_of_other_data_of_the_same_name_are_not_taken_up(work: Path) -> None:
