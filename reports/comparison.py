@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import pandas as pd
 from scipy.stats import binomtest
 
-from robustkit.reports.facts import RunFacts, eps_text, labels
+from robustkit.reports.facts import RunFacts, eps_text, recipes
 from robustkit.verdict import Verdict
 
 CLEAN, ALL_ATTACKS, ANY_VERIFIER, UNDECIDED, TIME = "clean", "all attacks", "certified", "undecided", "training s"
@@ -25,8 +25,10 @@ class Cell:
         low: lower end of the 95 % Wilson interval, or NaN.
         high: upper end.
         n: samples.
-        deviation: standard deviation over the seeds; NaN for a single one.
+        deviation: sample standard deviation over the seeds; NaN for a single one.
         best: no other row has a better value.
+        runs: how many were measured.
+        missing: how many more runs of the row were not.
     """
 
     value: float = math.nan
@@ -35,6 +37,8 @@ class Cell:
     n: int = 0
     deviation: float = math.nan
     best: bool = False
+    runs: int = 1
+    missing: int = 0
 
     @property
     def measured(self) -> bool:
@@ -48,6 +52,7 @@ class Row:
 
     Attributes:
         label: the method, and what tells it from another row of the same method.
+        method: the method alone.
         train_eps: radius it was trained for; NaN where unknown.
         seeds: of its runs.
         runs: their names.
@@ -55,6 +60,7 @@ class Row:
     """
 
     label: str
+    method: str
     train_eps: float
     seeds: tuple[int, ...]
     runs: tuple[str, ...]
@@ -90,14 +96,31 @@ class Block:
     @property
     def caption(self) -> str:
         """Say what the figures are, on what, how many and by what."""
-        seeds = sorted({seed for row in self.rows for seed in row.seeds})
-        many = any(len(row.runs) > 1 for row in self.rows)
-        spread = "mean and standard deviation over runs" if many else "95 % Wilson intervals"
         return (
             f"{self.dataset}, {self.model}, L-infinity eps {eps_text(self.eps)}, N = {self.n:,} test samples, "
-            f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}; accuracy in %, {spread}; "
+            f"{self._seeds}; accuracy in %, {self._spread}; "
             f"measured on {'; '.join(self.hardware) or 'unknown hardware'}"
         )
+
+    @property
+    def uneven(self) -> bool:
+        """Whether rows stand on different numbers of runs."""
+        return len({len(row.runs) for row in self.rows}) > 1
+
+    @property
+    def _seeds(self) -> str:
+        seeds = sorted({seed for row in self.rows for seed in row.seeds})
+        listed = ", ".join(map(str, seeds))
+        return f"seed {listed}" if len(seeds) == 1 else f"{len(seeds)} seeds ({listed})"
+
+    @property
+    def _spread(self) -> str:
+        most = max((len(row.runs) for row in self.rows), default=1)
+        if most == 1:
+            return "95 % Wilson intervals"
+        over = "seeds" if all(len(row.runs) == len(row.seeds) for row in self.rows) else "runs"
+        single = ", 95 % Wilson intervals where there is one" if self.uneven else ""
+        return f"mean and standard deviation over {over}{single}"
 
 
 def compare(table: pd.DataFrame, runs: Sequence[RunFacts]) -> list[Block]:
@@ -176,19 +199,16 @@ def _share(holds: pd.Series[bool]) -> Cell:
 
 def _block(rows: pd.DataFrame, members: Sequence[RunFacts], eps: float) -> Block:
     evaluated = set(rows["run"])
-    called = labels(members)
-    groups: dict[tuple[str, str], list[RunFacts]] = {}
-    for run in members:
-        if run.name in evaluated:
-            groups.setdefault((called[run.name], eps_text(run.train_eps)), []).append(run)
-    made = [_row(rows, label, group) for (label, _), group in groups.items()]
+    found = [(label, [run for run in group if run.name in evaluated]) for label, group in recipes(members)]
+    groups = [(label, group) for label, group in found if group]
+    made = [_row(rows, label, group) for label, group in groups]
     present = [name for row in made for name in row.cells]
     columns = tuple(sorted(set(present), key=_place))
     if sum(name.startswith("certified (") for name in columns) == 1:  # one verifier: its column is the answer
         columns = tuple(name for name in columns if not name.startswith("certified ("))
     if sum(name not in (CLEAN, ALL_ATTACKS, UNDECIDED, TIME) for name in columns if "certified" not in name) == 1:
         columns = tuple(name for name in columns if name != ALL_ATTACKS) if not _differs(made) else columns
-    hardware = tuple(sorted({run.hardware for group in groups.values() for run in group if run.hardware}))
+    hardware = tuple(sorted({run.hardware for _, group in groups for run in group if run.hardware}))
     first = members[0]
     return Block(first.dataset, first.model, eps, columns, tuple(_mark_best(made, columns)), hardware)
 
@@ -215,19 +235,23 @@ def _place(column: str) -> tuple[int, str]:
 def _row(rows: pd.DataFrame, label: str, group: Sequence[RunFacts]) -> Row:
     each = [figures(rows[rows["run"] == run.name]) for run in group]
     names = {name: None for one in each for name in one}
-    cells = {name: _over_seeds([one[name] for one in each if name in one]) for name in names}
-    times = pd.Series([run.train_seconds for run in group]).dropna()
-    if len(times):
-        cells[TIME] = Cell(float(times.mean()))
+    cells = {name: _over_seeds([one.get(name, Cell()) for one in each]) for name in names}
+    times = _over_seeds([Cell(run.train_seconds) for run in group])
+    if times.measured:
+        cells[TIME] = times
     seeds = tuple(sorted({run.seed for run in group}))
-    return Row(label, group[0].train_eps, seeds, tuple(run.name for run in group), cells)
+    return Row(label, group[0].label, group[0].train_eps, seeds, tuple(run.name for run in group), cells)
 
 
 def _over_seeds(cells: Sequence[Cell]) -> Cell:
-    if len(cells) == 1:
-        return cells[0]
-    values = pd.Series([cell.value for cell in cells])
-    return Cell(float(values.mean()), n=min(cell.n for cell in cells), deviation=float(values.std(ddof=1)))
+    """Take the mean over the runs in which the figure was measured, and say in how many it was not."""
+    measured = [cell for cell in cells if cell.measured]
+    missing = len(cells) - len(measured)
+    if len(measured) < 2:
+        return replace(measured[0], missing=missing) if measured else Cell()
+    values = pd.Series([cell.value for cell in measured])
+    size, deviation = min(cell.n for cell in measured), float(values.std(ddof=1))
+    return Cell(float(values.mean()), n=size, deviation=deviation, runs=len(measured), missing=missing)
 
 
 def _mark_best(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:

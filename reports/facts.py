@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -107,14 +108,42 @@ def labels(runs: Sequence[RunFacts]) -> dict[str, str]:
     """
     called = {}
     for run in runs:
-        namesakes = [
-            one for one in runs if one.label == run.label and eps_text(one.train_eps) == eps_text(run.train_eps)
-        ]
+        namesakes = [one for one in runs if (one.label, repr(one.train_eps)) == (run.label, repr(run.train_eps))]
         options = sorted({name for one in namesakes for name in one.recipe})
         differing = [name for name in options if len({one.recipe.get(name) for one in namesakes}) > 1]
         told = [f"{name}={run.recipe[name]}" for name in differing if name in run.recipe]
         called[run.name] = ", ".join([run.label, *told])
     return called
+
+
+def recipes(runs: Sequence[RunFacts]) -> list[tuple[str, list[RunFacts]]]:
+    """Group the runs that differ only by seed.
+
+    Args:
+        runs: of any datasets and architectures.
+
+    Returns:
+        What each group is called, and its runs by seed. Methods keep the order in which they first come, and the groups
+        of one method rise by the options that tell them apart.
+    """
+    kinds: dict[tuple[str, str], list[RunFacts]] = {}
+    for run in runs:
+        kinds.setdefault((run.dataset, run.model), []).append(run)
+    found = []
+    for members in kinds.values():
+        called, methods = labels(members), list(dict.fromkeys(run.label for run in members))
+        groups: dict[tuple[str, str], list[RunFacts]] = {}
+        for run in members:
+            groups.setdefault((called[run.name], repr(run.train_eps)), []).append(run)
+        ordered = sorted(groups.items(), key=lambda group: (methods.index(group[1][0].label), *map(_natural, group[0])))
+        found += [(label, sorted(group, key=lambda run: run.seed)) for (label, _), group in ordered]
+    return found
+
+
+def _natural(text: str) -> list[tuple[float, str]]:
+    """Sort numbers in a text by their value."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e[+-]?\d+)?)", text)
+    return [(float(part), "") if place % 2 else (-math.inf, part) for place, part in enumerate(parts)]
 
 
 def eps_text(eps: float) -> str:

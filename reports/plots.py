@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from robustkit.reports.comparison import ALL_ATTACKS, ANY_VERIFIER, CLEAN, TIME, UNDECIDED, Block, Cell, Row
-from robustkit.reports.facts import RunFacts, Shown, eps_text, labels
+from robustkit.reports.facts import RunFacts, Shown, eps_text
 
 # Okabe & Ito's palette, told apart by readers with any common colour vision.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -46,18 +46,23 @@ def plot_band(block: Block) -> Figure:
     figure, axes = _figure(7.0, 1.3 + 0.5 * len(rows))
     for place, row in enumerate(rows):
         colour = COLOURS[place % len(COLOURS)]
-        proved, standing, clean = (_value(row.cells.get(ANY_VERIFIER)), _standing(row), _value(row.cells.get(CLEAN)))
+        cells = row.cells.get(ANY_VERIFIER, Cell()), standing_cell(row), row.cells.get(CLEAN, Cell())
+        proved, standing, clean = (cell.value for cell in cells)
         low, high = (0.0 if math.isnan(proved) else proved), (clean if math.isnan(standing) else standing)
         axes.barh(place, high - low, left=low, height=0.5, color=colour, alpha=0.45, edgecolor=colour, linewidth=1.2)
         if not math.isnan(proved):
             axes.plot([low, low], [place - 0.25, place + 0.25], color=colour, linewidth=3.5, solid_capstyle="butt")
         axes.plot(clean, place, marker="D", color=colour, markersize=6, markeredgecolor="white", zorder=3)
-    axes.set_yticks(range(len(rows)), [_row_name(row, block) for row in rows])
+        for cell, lift in zip(cells, (0.1, -0.1, 0.0), strict=True):
+            if not math.isnan(cell.deviation):
+                axes.errorbar(cell.value, place + lift, xerr=cell.deviation, color=INK, linewidth=1.0, capsize=2.5)
+    axes.set_yticks(range(len(rows)), [row_name(row, block) for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.02)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("accuracy on the test samples")
-    axes.set_title(f"Certified (thick edge) to attacked accuracy at eps {eps_text(block.eps)}; diamond: clean")
+    spread = "; whiskers: standard deviation over seeds" if any(len(row.runs) > 1 for row in rows) else ""
+    axes.set_title(f"Certified (thick edge) to attacked accuracy at eps {eps_text(block.eps)}; diamond: clean{spread}")
     _calm(axes, "x")
     return figure
 
@@ -75,17 +80,18 @@ def plot_accuracy_vs_eps(blocks: Sequence[Block]) -> Figure:
     names: dict[str, list[tuple[float, Row]]] = {}
     for block in blocks:
         for row in block.rows:
-            names.setdefault(_row_name(row, block), []).append((block.eps, row))
+            names.setdefault(row_name(row, block), []).append((block.eps, row))
     for place, (name, points) in enumerate(names.items()):
         colour = COLOURS[place % len(COLOURS)]
-        clean = _value(points[0][1].cells.get(CLEAN))
-        for style, marker, value in (("-", "o", _standing), ("--", "s", _certified)):
-            found = [(eps, value(row)) for eps, row in points if not math.isnan(value(row))]
+        clean = points[0][1].cells.get(CLEAN, Cell())
+        for style, marker, take in (("-", "o", standing_cell), ("--", "s", _certified)):
+            found = [(eps, take(row)) for eps, row in points if take(row).measured]
             if found:
-                x, y = zip(*[(0.0, clean), *found], strict=True)
+                x, cells = zip(*[(0.0, clean), *found], strict=True)
+                y, deviations = [cell.value for cell in cells], [cell.deviation for cell in cells]
                 label = name if style == "-" else None
                 axes.plot(x, y, style, color=colour, linewidth=1.1, alpha=0.5)
-                axes.plot(x, y, marker, color=colour, markersize=5, label=label)
+                axes.errorbar(x, y, deviations, fmt=marker, color=colour, markersize=5, capsize=2.5, label=label)
     axes.plot([], [], "-o", color=MUTED, markersize=5, linewidth=1.1, label="left by all attacks")
     axes.plot([], [], "--s", color=MUTED, markersize=5, linewidth=1.1, label="certified")
     axes.set_ylim(-0.02, 1.02)
@@ -99,34 +105,32 @@ def plot_accuracy_vs_eps(blocks: Sequence[Block]) -> Figure:
     return figure
 
 
-def plot_training(runs: Sequence[RunFacts]) -> Figure:
-    """Draw each run's training: accuracy and certified accuracy on validation samples, eps, and the loss weight.
+def plot_training(recipes: Sequence[tuple[str, Sequence[RunFacts]]]) -> Figure:
+    """Draw each recipe's training: accuracy and certified accuracy on validation samples, eps, and the loss weight.
 
     Args:
-        runs: runs with a history.
+        recipes: what each is called and its runs, which have a history.
 
     Returns:
-        The figure: a column for each run; panels for accuracy, loss, eps (none for natural training) and weight.
+        The figure: a column for each recipe, its seeds thin and their mean thick; panels for accuracy, loss, eps (none
+        for natural training) and weight.
     """
-    count = len(runs)
+    count = len(recipes)
     figure = Figure(figsize=(2.2 + 2.4 * count, 6.4), layout="constrained")
     grid = figure.subplots(4, count, sharex="col", sharey="row", squeeze=False, height_ratios=[3, 1.4, 1.2, 1.2])
-    called = labels(runs)
-    seeds = {run.seed for run in runs}
-    for column, run in enumerate(runs):
-        history = run.history
+    for column, (label, runs) in enumerate(recipes):
+        histories = [run.history for run in runs]
         accuracy, loss, eps, weight = (grid[line][column] for line in range(4))
-        accuracy.plot(history["epoch"], history["val_clean"], color=COLOURS[0], label="clean")
-        if history["val_vra"].notna().any():
-            accuracy.plot(history["epoch"], history["val_vra"], color=COLOURS[1], label="certified at the epoch's eps")
-        loss.plot(history["epoch"], history["loss"], color=INK)
-        robust = not math.isnan(run.train_eps)
+        _seeds(accuracy, histories, "val_clean", COLOURS[0], "clean")
+        _seeds(accuracy, histories, "val_vra", COLOURS[1], "certified at the epoch's eps")
+        _seeds(loss, histories, "loss", INK)
+        robust = not math.isnan(runs[0].train_eps)
         if robust:  # natural training has no radius
-            eps.plot(history["epoch"], history["eps"], color=COLOURS[2])
-        weight.plot(history["epoch"], history["weight"], color=COLOURS[3])
-        at = f", eps {eps_text(run.train_eps)}" if robust else ""
-        seed = f", seed {run.seed}" if len(seeds) > 1 else ""
-        accuracy.set_title(textwrap.fill(f"{called[run.name]}{at}{seed}", 26), fontsize=10)
+            _seeds(eps, histories, "eps", COLOURS[2])
+        _seeds(weight, histories, "weight", COLOURS[3])
+        at = f", eps {eps_text(runs[0].train_eps)}" if robust else ""
+        seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
+        accuracy.set_title(textwrap.fill(f"{label}{at}{seeds}", 26), fontsize=10)
         weight.set_xlabel("epoch")
         weight.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for axes in (accuracy, loss, eps, weight):
@@ -171,6 +175,17 @@ def plot_examples(examples: Shown, class_names: Sequence[str] = ()) -> Figure:
     return figure
 
 
+def _seeds(axes: Axes, histories: Sequence[pd.DataFrame], column: str, colour: str, label: str | None = None) -> None:
+    """Draw one metric over the epochs: every seed thin, and their mean."""
+    whole = pd.concat(histories).dropna(subset=[column])
+    if not len(whole):
+        return
+    for history in histories if len(histories) > 1 else ():
+        axes.plot(history["epoch"], history[column], color=colour, linewidth=0.8, alpha=0.4)
+    mean = whole.groupby("epoch")[column].mean()
+    axes.plot(mean.index, mean, color=colour, label=label)
+
+
 def _render(figure: Figure, kind: str, metadata: dict[str, str | None]) -> bytes:
     FigureCanvasAgg(figure)
     out = io.BytesIO()
@@ -196,23 +211,20 @@ def _image(axes: Axes, image: np.ndarray[tuple[int, ...], np.dtype[np.float32]])
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
-def _row_name(row: Row, block: Block) -> str:
+def row_name(row: Row, block: Block) -> str:
+    """Call a row by its label, and by its radius where rows were trained for several."""
     several = len({repr(one.train_eps) for one in block.rows if not math.isnan(one.train_eps)}) > 1
     return f"{row.label} ({eps_text(row.train_eps)})" if several and not math.isnan(row.train_eps) else row.label
 
 
-def _value(cell: Cell | None) -> float:
-    return math.nan if cell is None else cell.value
-
-
-def _certified(row: Row) -> float:
-    return _value(row.cells.get(ANY_VERIFIER))
-
-
-def _standing(row: Row) -> float:
+def standing_cell(row: Row) -> Cell:
     """Give what all attacks leave; with one attack, what it leaves."""
     if ALL_ATTACKS in row.cells:
-        return row.cells[ALL_ATTACKS].value
+        return row.cells[ALL_ATTACKS]
     others = (CLEAN, ANY_VERIFIER, UNDECIDED, TIME)
-    left = [cell.value for name, cell in row.cells.items() if name not in others and "certified" not in name]
-    return float(pd.Series(left, dtype=float).min())
+    left = [cell for name, cell in row.cells.items() if name not in others and "certified" not in name]
+    return min((cell for cell in left if cell.measured), key=lambda cell: cell.value, default=Cell())
+
+
+def _certified(row: Row) -> Cell:
+    return row.cells.get(ANY_VERIFIER, Cell())

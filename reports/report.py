@@ -11,12 +11,13 @@ from matplotlib.figure import Figure
 
 from robustkit.files import replacing
 from robustkit.reports.comparison import Block, compare
-from robustkit.reports.facts import RunFacts, eps_text
+from robustkit.reports.facts import RunFacts, eps_text, recipes
 from robustkit.reports.page import as_page
 from robustkit.reports.plots import pdf, plot_accuracy_vs_eps, plot_band, plot_examples, plot_training, png
 from robustkit.reports.tables import as_csv, as_latex, as_markdown, as_text
 from robustkit.results import check_coherence
 
+SIDE_BY_SIDE = 6
 Plot = tuple[str, str, Figure]
 
 
@@ -67,13 +68,26 @@ def _plots(blocks: Sequence[Block], runs: Sequence[RunFacts]) -> list[Plot]:
         plots.append((_file_name("accuracy-vs-eps", dataset, model), caption, plot_accuracy_vs_eps(list(group))))
     trained = [run for run in runs if len(run.history)]
     if trained:
-        caption = "Training: accuracy on validation samples, the loss, the eps ramp, and the weight of the robust loss."
-        plots.append(("training", caption, plot_training(trained)))
-    for run in runs:
-        if run.examples is not None and len(run.examples.y):
-            caption = f"Adversarial examples of {run.label} ({run.name}) at eps {eps_text(run.examples.eps)}."
+        plots += _training_plots(trained)
+    for label, members in recipes(runs):
+        run = next((one for one in members if one.examples is not None and len(one.examples.y)), None)
+        if run is not None and run.examples is not None:  # those of one seed stand for all
+            caption = f"Adversarial examples of {label} ({run.name}) at eps {eps_text(run.examples.eps)}."
             plots.append((_file_name("examples", run.name), caption, plot_examples(run.examples)))
     return plots
+
+
+def _training_plots(runs: Sequence[RunFacts]) -> list[Plot]:
+    """Draw the training of all recipes, a few side by side in each figure."""
+    found = recipes(runs)
+    caption = "Training: accuracy on validation samples, the loss, the eps ramp, and the weight of the robust loss"
+    caption += "; thin: each seed, thick: their mean." if any(len(group) > 1 for _, group in found) else "."
+    starts = range(0, len(found), SIDE_BY_SIDE)
+    names = ["training"] if len(starts) == 1 else [f"training-{place + 1}" for place in range(len(starts))]
+    return [
+        (name, caption, plot_training(found[start : start + SIDE_BY_SIDE]))
+        for name, start in zip(names, starts, strict=True)
+    ]
 
 
 def _file_name(*parts: str) -> str:

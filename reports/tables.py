@@ -20,15 +20,17 @@ def heading(column: str) -> str:
 
 
 def percent(cell: Cell, column: str, block: Block) -> str:
-    """Write a figure: percent with one decimal, two from 1,000 samples on, its N where that differs; or seconds."""
+    """Write a figure: percent with one decimal, two from 1,000 samples on, its N where that differs; or seconds.
+
+    Over several seeds the standard deviation follows; where some runs lack the figure, how many have it.
+    """
     if not cell.measured:
         return MISSING
-    if column == TIME:
-        return f"{cell.value:,.0f}" if cell.value >= 10 else f"{cell.value:.1f}"
-    digits = _digits(cell)
-    spread = "" if math.isnan(cell.deviation) else f" ± {100 * cell.deviation:.{digits}f}"
-    size = "" if cell.n == block.n else f" (N={cell.n:,})"
-    return f"{100 * cell.value:.{digits}f}{spread}{size}"
+    scale, digits = (1, 0 if cell.value >= 10 else 1) if column == TIME else (100, _digits(cell))
+    spread = "" if math.isnan(cell.deviation) else f" ± {scale * cell.deviation:,.{digits}f}"
+    size = "" if cell.n == block.n or column == TIME else f" (N={cell.n:,})"
+    some = f" ({cell.runs} of {cell.runs + cell.missing} runs)" if cell.missing else ""
+    return f"{scale * cell.value:,.{digits}f}{spread}{size}{some}"
 
 
 def interval(cell: Cell) -> str:
@@ -42,6 +44,8 @@ def first_columns(block: Block) -> list[tuple[str, Callable[[Row], str]]]:
     columns: list[tuple[str, Callable[[Row], str]]] = [("training", lambda row: row.label)]
     if len({repr(row.train_eps) for row in block.rows if not math.isnan(row.train_eps)}) > 1:
         columns.append(("at eps", lambda row: eps_text(row.train_eps)))
+    if block.uneven:
+        columns.append(("seeds", lambda row: str(len(row.seeds))))
     return columns
 
 
@@ -60,7 +64,21 @@ def as_csv(blocks: Sequence[Block]) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
-        ["dataset", "model", "eps", "training", "train_eps", "seeds", "figure", "value", "low", "high", "sd", "n"]
+        [
+            "dataset",
+            "model",
+            "eps",
+            "training",
+            "train_eps",
+            "seeds",
+            "figure",
+            "value",
+            "low",
+            "high",
+            "sd",
+            "n",
+            "runs",
+        ]
     )
     for block in blocks:
         for row in block.rows:
@@ -68,7 +86,7 @@ def as_csv(blocks: Sequence[Block]) -> str:
             for name, cell in row.cells.items():
                 values = [_number(one) for one in (cell.value, cell.low, cell.high, cell.deviation)]
                 which = [block.dataset, block.model, block.eps, row.label, _number(row.train_eps), seeds]
-                writer.writerow([*which, name, *values, cell.n or ""])
+                writer.writerow([*which, name, *values, cell.n or "", cell.runs])
     return out.getvalue()
 
 

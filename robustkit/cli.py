@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -16,6 +17,7 @@ from robustkit.errors import RobustkitError, UsageError
 if TYPE_CHECKING:
     import pandas as pd
 
+    from robustkit.config import Config
     from robustkit.handbook import Page
     from robustkit.networks import Network
 
@@ -101,6 +103,10 @@ config_options = _options(
     click.option("--config", "config_file", metavar="FILE", help="Options from a TOML file."),
     click.option("--set", "settings", multiple=True, metavar="A.B=V", help="Any option; see docs/configuration.md."),
 )
+variation_options = _options(
+    click.option("--seeds", metavar="N,N,...", help="Once for each of these seeds, such as 0,1,2."),
+    click.option("--sweep", "sweeps", multiple=True, metavar="A.B=V,V", help="Once for each value; several: a grid."),
+)
 subject_options = _options(
     click.option("--run", "run_path", metavar="DIR", help="A trained run.  [default: the latest]"),
     click.option("--checkpoint", metavar="FILE", help="Weights trained elsewhere (.pth, .pt, .safetensors)."),
@@ -123,37 +129,37 @@ evaluation_options = _options(
 @click.option("--eps", type=Eps(), help="Radius to train for.  [default: the dataset's]")
 @click.option("--epochs", type=int, help="Passes over the training set.")
 @click.option("--batch-size", type=int, help="Samples per step.")
-@click.option("--out", metavar="DIR", help="The run directory.  [default: runs/...]")
+@click.option("--out", metavar="DIR", help="The run directory; of several networks, their folder.  [default: runs/...]")
+@variation_options
 @data_options
 @compute_options
 @config_options
 def train(**typed: Any) -> None:
-    """Train one network; typed again, the same command goes on where it was interrupted."""
+    """Train one network, or one for each seed; typed again, the same command goes on where it was interrupted."""
     from robustkit.networks import train_network
     from robustkit.progress import Silent
+    from robustkit.summary import describe_seeds, describe_training
     from robustkit.terminal import Terminal
 
-    eps = typed["eps"]
-    if eps and len(eps) > 1:
-        raise UsageError(f"expected one eps to train for, got {len(eps)}; train once for each")
     own = {
-        "train": _given(method=typed["method"], epochs=typed["epochs"], batch_size=typed["batch_size"])
-        | ({"eps": eps[0]} if eps else {}),
+        "train": _given(
+            method=typed["method"], epochs=typed["epochs"], batch_size=typed["batch_size"], eps=_one_eps(typed["eps"])
+        ),
         "model": _given(name=typed["model"]),
     }
-    config = _config(typed, own)
+    several = bool(typed["seeds"] or typed["sweeps"])
     alone = os.environ.get("RANK", "0") == "0"  # torchrun starts several of this command; one of them talks
-    network = train_network(config, RUNS, Terminal() if alone else Silent(), out=_path(typed["out"]))
-    if not alone:
-        return
-    history = network.run.history()
-    if not len(history):
-        raise RobustkitError(f"{network.run.path} is trained, but its history.jsonl is missing; restore it from a copy")
-    click.echo(f"{network.run.path}")
-    click.echo(
-        f"{network.config.train.method} on {network.dataset.name} at eps {network.config.train.eps:.4g}: "
-        f"{len(history)} epochs in {history['seconds'].sum():.1f} s; {_validated(network, history.iloc[-1])}"
-    )
+    reporter = Terminal() if alone else Silent()
+    out, networks = _path(typed["out"]), []
+    for config in _varied([_config(typed, own)], typed, own):
+        network = train_network(config, out or RUNS if several else RUNS, reporter, out=None if several else out)
+        networks.append(network)
+        if alone:
+            described = describe_training(network)
+            click.echo(f"{network.run.path}\n{described}")
+    for line in describe_seeds(networks, [setting.partition("=")[0] for setting in typed["sweeps"]]):
+        if alone:
+            click.echo(line)
 
 
 @cli.command()
@@ -230,22 +236,40 @@ def report(runs: tuple[Path, ...], out: str | None, title: str | None) -> None:
 
 @cli.command()
 @click.argument("experiment", default="digits", metavar="[PRESET | FILE.toml]")
+@click.option("--method", "methods", multiple=True, metavar="NAME", help="Train by these instead of its own runs.")
+@click.option("--model", metavar="NAME", help="Architecture.  [default: the experiment's]")
+@click.option("--eps", type=Eps(), help="Radius to train for and to evaluate at.  [default: the experiment's]")
+@click.option("--epochs", type=int, help="Passes over the training set.")
 @click.option("--n", type=int, help="Evaluate the first so many test samples only.")
 @click.option("--out", metavar="DIR", help="Folder of the experiment.  [default: runs/<its name>]")
+@variation_options
 @data_options
 @compute_options
 @click.option("--set", "settings", multiple=True, metavar="A.B=V", help="Any option, laid over every run.")
-def run(experiment: str, n: int | None, out: str | None, **typed: Any) -> None:
+def run(experiment: str, methods: tuple[str, ...], n: int | None, out: str | None, **typed: Any) -> None:
     """Train, attack, verify and compare: the whole of an experiment.
 
     Without an argument it runs the preset `digits` on the embedded dataset. `robustkit list presets` names the others.
+
+    \b
+    robustkit run --seeds 0,1,2                              mean and standard deviation over seeds
+    robustkit run --dataset mnist --method ibp,mixtrain      these methods, all else as in the preset
+    robustkit run --method mtl-ibp --sweep train.options.mtl-ibp.alpha=0.1,0.3,0.5
     """
     from robustkit.experiment import load_experiment
     from robustkit.pipeline import run_experiment
     from robustkit.terminal import Terminal
 
-    own = {"attack": _given(n=n), "verify": _given(n=n)}
-    plan = load_experiment(experiment, _overrides(typed, own))
+    eps = _one_eps(typed["eps"])
+    own = {
+        "model": _given(name=typed["model"]),
+        "train": _given(epochs=typed["epochs"], eps=eps),
+        **{kind: _given(n=n, eps=None if eps is None else [eps]) for kind in ("attack", "verify")},
+    }
+    names = [name for one in methods for name in one.split(",")]
+    plan = load_experiment(experiment, _overrides(typed, own), methods=names)
+    own["train"] |= {"method": names} if names else {}
+    plan = replace(plan, configs=_varied(plan.configs, typed, own))
     _show(run_experiment(plan, _path(out) or RUNS / plan.name, Terminal()))
 
 
@@ -397,6 +421,25 @@ def _print_figures(figures: dict[str, Any], tables: dict[str, pd.DataFrame]) -> 
             )
 
 
+def _varied(configs: Sequence[Config], typed: dict[str, Any], own: dict[str, Any]) -> tuple[Config, ...]:
+    """Give every run for each seed and each point of the grid that were typed; a file's own value gives way to them."""
+    from robustkit.variations import parse_seeds, parse_sweeps, refuse_given, vary
+
+    seeds = () if typed["seeds"] is None else parse_seeds(typed["seeds"])
+    sweeps = parse_sweeps(typed["sweeps"])
+    refuse_given(_overrides({**typed, "config_file": None}, own), seeds, sweeps)
+    return vary(configs, seeds, sweeps)
+
+
+def _one_eps(eps: list[float] | None) -> float | None:
+    if eps and len(eps) > 1:
+        shown = ",".join(f"{one:.4g}" for one in eps)
+        raise UsageError(
+            f"expected one eps to train for, got {len(eps)}; train once for each: --sweep train.eps={shown}"
+        )
+    return eps[0] if eps else None
+
+
 def _config(typed: dict[str, Any], own: dict[str, Any]) -> Any:
     from robustkit.config import configuration
 
@@ -424,16 +467,6 @@ def _show(paths: list[Path]) -> None:
     click.echo("")
     for path in paths:
         click.echo(f"wrote {path}")
-
-
-def _validated(network: Network, last: pd.Series[float]) -> str:
-    """Say what the last epoch measured on the validation samples."""
-    count = min(len(network.dataset.val), network.config.data.val_n)
-    if not count:
-        why = "data.val_n is 0" if not network.config.data.val_n else f"{network.dataset.name} has no samples for it"
-        return f"nothing was validated: {why}"
-    vra = "" if last["val_vra"] != last["val_vra"] else f", verified {last['val_vra']:.2%}"
-    return f"on {count} validation samples clean {last['val_clean']:.2%}{vra}"
 
 
 def _given(**values: Any) -> dict[str, Any]:

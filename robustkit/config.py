@@ -309,14 +309,23 @@ def parse_overrides(settings: Sequence[str]) -> dict[str, Any]:
         name, equals, text = setting.partition("=")
         if not equals or not all(name.split(".")):
             raise UsageError(f"expected --set section.option=value, got {setting!r}")
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text
-        for part in reversed(name.split(".")):
-            value = {part: value}
-        table = merge(table, value)
+        table = merge(table, nested(name, parse_value(text)))
     return table
+
+
+def parse_value(text: str) -> Any:
+    """Read one value as typed on the command line: TOML, or else plain text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def nested(name: str, value: Any) -> dict[str, Any]:
+    """Give the nested table in which ``value`` stands at the dotted ``name``."""
+    for part in reversed(name.split(".")):
+        value = {part: value}
+    return cast(dict[str, Any], value)
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -79,13 +79,19 @@ def run_facts(run: Run) -> RunFacts:
 
 
 def _recipe(config: Config) -> dict[str, str]:
-    """Give the options that training read, the method's own among them, as text; all but the seed and the radius."""
+    """Give what training read, the method's own options among it, as text; all but the seed and the radius.
+
+    Runs of one recipe are taken for seeds of one another: nothing that changes the weights may be left out.
+    """
     train = {name: one for name, one in plain(config.train).items() if name not in ("method", "options", "eps")}
     if config.train.method == "natural":  # it is not labelled by a radius, though validation reads one
         train["eps"] = config.train.eps
     own = plain(make_method(config.train.method, config.train.options.get(config.train.method)))
     data = {"train_n": config.data.train_n or "all", "val_n": config.data.val_n}
-    return {name: str(one) for table in (data, train, own) for name, one in table.items()}
+    model = {"width": config.model.width or "published", "deterministic": config.deterministic}
+    shared = {**data, **model, **train}
+    own = {f"{config.train.method}.{name}" if name in shared else name: one for name, one in own.items()}
+    return {name: str(one) for name, one in {**shared, **own}.items()}
 
 
 def run_experiment(experiment: Experiment, out: Path, reporter: Reporter) -> list[Path]:

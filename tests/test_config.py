@@ -16,6 +16,7 @@ from robustkit.config import (
     differences,
     digest,
     merge,
+    nested,
     parse_overrides,
     plain,
     read_toml,
@@ -171,6 +172,11 @@ def test_a_setting_is_toml_or_else_text(setting: str, table: dict[str, Any]) -> 
 def test_settings_add_up_and_the_last_wins() -> None:
     assert parse_overrides(["train.lr=1", "train.clip=2", "train.lr=3"]) == {"train": {"lr": 3, "clip": 2}}
     assert parse_overrides([]) == {}
+
+
+def test_a_dotted_name_is_a_nested_table() -> None:
+    assert nested("a.b.c", [1]) == {"a": {"b": {"c": [1]}}}
+    assert nested("seed", 3) == {"seed": 3}
 
 
 @pytest.mark.parametrize("setting", ["seed", "=3", "train.=3", ".lr=3", "train..lr=3", ""])

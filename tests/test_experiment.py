@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -94,3 +95,31 @@ def test_an_empty_file_is_no_experiment(tmp_path: Path) -> None:
     (tmp_path / "none.toml").write_text("\n# nothing\n")
     with pytest.raises(UsageError, match=r"expected an experiment in .*none\.toml, got an empty file"):
         load_experiment(str(tmp_path / "none.toml"))
+
+
+def test_methods_take_the_place_of_the_runs_and_what_these_share_stays() -> None:
+    experiment = load_experiment("digits", {"data": {"name": "mnist"}}, methods=["ibp", "sabr"])
+    assert [config.train.method for config in experiment.configs] == ["ibp", "sabr"]
+    assert {(config.train.epochs, config.train.eps, config.deterministic) for config in experiment.configs} == {
+        (20, 0.1, True)
+    }
+    assert (experiment.name, experiment.title) == ("mnist-ibp-sabr", "ibp, sabr on mnist")
+
+
+def test_a_title_of_other_data_or_another_radius_is_not_kept() -> None:
+    assert "digits" in load_experiment("digits", {"train": {"epochs": 1}}).title
+    assert load_experiment("digits", {"data": {"name": "mnist"}}).title == "natural, pgd, ibp, mixtrain on mnist"
+    assert "0.1" not in load_experiment("digits", {"train": {"eps": 0.2}}).title
+
+
+@pytest.mark.parametrize(
+    ("methods", "overrides", "message"),
+    [
+        (["ibpp"], {}, r"unknown training method 'ibpp'; did you mean .*ibp"),
+        (["ibp", "pgd", "ibp"], {}, "expected different methods, got ibp twice"),
+        (["ibp"], {"train": {"method": "pgd"}}, "expected train.method by --method or by --set, got both"),
+    ],
+)
+def test_methods_that_cannot_be_meant_are_refused(methods: list[str], overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        load_experiment("digits", overrides, methods=methods)

@@ -12,7 +12,8 @@ LAYERS: list[set[str]] = [
     {"errors", "threat", "margins", "verdict", "results", "files", "progress", "config", "data", "models", "bounds"},
     {"attacks"},
     {"training", "verifiers", "reports"},
-    {"runs", "networks", "evaluation", "experiment", "pipeline", "catalogue", "handbook", "mixing"},
+    {"runs", "networks", "evaluation", "experiment", "variations", "pipeline", "summary", "catalogue"}
+    | {"handbook", "mixing"},
     {"cli", "terminal"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from robustkit import evaluation, networks
 from robustkit.cli import cli
+from robustkit.pipeline import run_facts
 from robustkit.results import read_table, summarise
 from robustkit.runs import Run
 
@@ -247,6 +248,91 @@ def test_a_small_experiment_from_a_file(tmp_path: Path, monkeypatch: pytest.Monk
     assert robustkit("report").exit_code == 0
 
 
+def test_training_with_several_seeds_ends_with_their_spread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = robustkit("train", "--method", "ibp", "--eps", "0.05", *TINY, "--seeds", "2,0", "--out", "mine")
+    assert result.exit_code == 0, result.output
+    runs = [Run(Path(line)) for line in result.stdout.splitlines() if line.startswith("mine")]
+    assert [run.config().seed for run in runs] == [2, 0]
+    assert [run.path.parent for run in runs] == [Path("mine")] * 2
+    clean = [run.history()["val_clean"].iloc[-1] for run in runs]
+    mean, deviation = sum(clean) / 2, abs(clean[0] - clean[1]) / 2**0.5
+    last = result.stdout.splitlines()[-1]
+    assert last.startswith("ibp on digits at eps 0.05: 2 seeds (2, 0), mean ± standard deviation on 144 validation")
+    assert f"clean {mean:.2%} ± {deviation:.2%}" in last
+    assert (
+        robustkit("train", "--method", "ibp", "--eps", "0.05", *TINY, "--seeds", "0,2", "--out", "mine").exit_code == 0
+    )
+    assert len(list(Path("mine").iterdir())) == 2
+
+
+def test_training_at_each_point_of_a_grid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = ["--sweep", "train.options.mtl-ibp.alpha=0.2,0.8", "--set", "train.options.mtl-ibp.steps=1"]
+    result = robustkit(
+        "train", "--method", "mtl-ibp", "--eps", "0.05", "--epochs", "1", *TINY[2:], *sweep, "--seeds", "0,1"
+    )
+    assert result.exit_code == 0, result.output
+    assert len(list(Path("runs").iterdir())) == 4
+    spread = [line.split(": ")[0] for line in result.stdout.splitlines() if "seeds (0, 1)" in line]
+    assert spread == [f"mtl-ibp on digits at eps 0.05, alpha={alpha}" for alpha in (0.2, 0.8)]
+
+
+def test_an_experiment_of_methods_a_sweep_and_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    typed = [
+        "run",
+        "--method",
+        "mtl-ibp,ibp",
+        "--method",
+        "natural",
+        "--model",
+        "mlp",
+        "--epochs",
+        "1",
+        "--eps",
+        "0.05",
+    ]
+    typed += ["--seeds", "0,1", "--sweep", "train.options.mtl-ibp.alpha=0.2,0.8", "--n", "20"]
+    typed += ["--set", "data.train_n=200", "--set", "train.options.mtl-ibp.steps=1", "--set", 'attack.methods=["fgsm"]']
+    result = robustkit(*typed, "--set", 'verify.methods=["ibp"]')
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "runs" / "digits-mtl-ibp-ibp-natural"
+    assert len(list(folder.glob("digits-*"))) == 8
+    figures = pd.read_csv(folder / "report" / "comparison.csv")
+    assert list(dict.fromkeys(figures["training"])) == ["MTL-IBP, alpha=0.2", "MTL-IBP, alpha=0.8", "IBP", "Natural"]
+    assert set(figures["seeds"]) == {"0 1"}
+    assert set(figures["eps"]) == {0.05}
+    assert "mtl-ibp, ibp, natural on digits" in (folder / "report" / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["run", "--seed", "1", "--seeds", "0,1"], "expected --seed or --seeds, got both"),
+        (["train", "--set", "seed=1", "--seeds", "0,1"], "expected --seed or --seeds, got both"),
+        (["train", "--seeds", "0,0"], "expected different --seeds"),
+        (["run", "--seeds", "a"], "expected --seeds as whole numbers"),
+        (["train", "--epochs", "3", "--sweep", "train.epochs=1,2"], "expected train.epochs as one value or by --sweep"),
+        (["run", "--set", "train.lr=1", "--sweep", "train.lr=1,2"], "expected train.lr as one value or by --sweep"),
+        (["run", "--method", "ibp", "--sweep", "train.method=pgd"], "expected train.method as one value or by --sweep"),
+        (["run", "--method", "ibp,ibp"], "expected different methods"),
+        (["run", "--eps", "0.1,0.2"], "--sweep train.eps=0.1,0.2"),
+        (["train", "--eps", "0.1,0.2"], "--sweep train.eps=0.1,0.2"),
+        (["run", "--sweep", "train.options.sabr.steps=1,2"], "concerns, got training by ibp, mixtrain, natural, pgd"),
+    ],
+)
+def test_one_and_several_at_once_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = robustkit(*command)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert not Path("runs").exists()
+
+
 def test_a_run_is_the_same_wherever_its_data_lie() -> None:
     from robustkit.config import configuration
     from robustkit.data import load_dataset
@@ -259,6 +345,22 @@ def test_a_run_is_the_same_wherever_its_data_lie() -> None:
 
     assert name() == name(data={"root": "elsewhere"}, verify={"n": 3}, train={"options": {"pgd": {"steps": 3}}})
     assert len({name(), name(seed=1), name(data={"train_n": 9}), name(train={"options": {"mixtrain": {"k": 2}}})}) == 4
+
+
+def test_runs_are_one_recipe_only_where_training_read_the_same(tmp_path: Path) -> None:
+    from robustkit.config import configuration
+
+    def recipe(**table: Any) -> Any:
+        run = Run(tmp_path / repr(table))
+        run.open(configuration({"train": {"eps": 0.1}}, table))
+        (run.path / "model.safetensors").touch()
+        return run_facts(run).recipe
+
+    same = [recipe(), recipe(seed=1), recipe(verify={"n": 3}), recipe(data={"root": "elsewhere"}), recipe(device="cpu")]
+    assert all(one == same[0] for one in same)
+    others = [{"model": {"width": 2}}, {"deterministic": True}, {"train": {"lr": 0.1}}, {"data": {"train_n": 9}}]
+    others += [{"train": {"options": {"mixtrain": {"k": 2}}}}]
+    assert all(recipe(**one) != same[0] for one in others)
 
 
 def test_results_of_other_data_of_the_same_name_are_not_taken_up(work: Path) -> None:

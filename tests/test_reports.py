@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from robustkit.errors import SoundnessError
 from robustkit.reports import RunFacts, as_csv, as_latex, as_markdown, as_text, compare, write_report
+from robustkit.reports.facts import recipes
+from robustkit.reports.plots import plot_training
 from robustkit.results import Subject, evaluation_table
 from robustkit.verdict import Verdict
 
@@ -154,7 +156,76 @@ def test_several_seeds_give_mean_and_deviation() -> None:
     assert row.cells["pgd"].value == pytest.approx(0.7)
     assert row.cells["pgd"].deviation == pytest.approx(math.sqrt(0.02))
     assert "70.0 ± 14.1" in as_text([block])
-    assert "seeds 0, 1" in block.caption
+    assert "2 seeds (0, 1)" in block.caption
+
+
+def test_every_output_says_the_seeds_and_how_many() -> None:
+    verdicts = [[U] * 8 + [F] * 2, [U] * 6 + [F] * 4, [U] * 7 + [F] * 3]
+    table = pd.concat([rows(f"a{seed}", "attack", "pgd", one, seed=seed) for seed, one in enumerate(verdicts)])
+    runs = [facts(f"a{seed}", seed=seed) for seed in range(3)]
+    (block,) = compare(table, [replace(run, train_seconds=10.0 + 2 * run.seed) for run in runs])
+    for text in (as_text([block]), as_markdown([block], "title"), as_latex([block]).replace(r"$\pm$", "±")):
+        flat = " ".join(text.split())
+        assert "N = 10 test samples, 3 seeds (0, 1, 2); accuracy in" in flat
+        assert "mean and standard deviation over seeds;" in flat
+        assert "70.0 ± 10.0" in flat
+        assert "12 ± 2" in flat  # seconds of training
+        assert "[" not in flat  # no interval of one network beside a mean over several
+    line = next(line for line in as_csv([block]).splitlines() if ",pgd," in line).split(",")
+    assert line[5] == "0 1 2"
+    assert [float(one) for one in (line[7], line[10], line[11], line[12])] == pytest.approx([0.7, 0.1, 10, 3])
+
+
+def test_rows_on_different_numbers_of_seeds_say_so() -> None:
+    table = pd.concat([rows(name, "attack", "pgd", [U] * 8 + [F] * 2) for name in ("a", "b", "c")])
+    (block,) = compare(table, [facts("a"), facts("b", seed=1), facts("c", "natural")])
+    assert "standard deviation over seeds, 95 % Wilson intervals where there is one" in block.caption
+    lines = as_text([block]).splitlines()
+    assert [line.split()[1] for line in lines if line.startswith(("training", "IBP", "Natural"))] == ["seeds", "2", "1"]
+
+
+def test_a_figure_that_some_seeds_lack_says_how_many_have_it() -> None:
+    table = pd.concat(
+        [
+            rows("a", "attack", "pgd", [U] * 4),
+            rows("b", "attack", "pgd", [U] * 4, seed=1),
+            rows("b", "verify", "ibp", [V, V, V, U], seed=1),
+        ]
+    )
+    (block,) = compare(table, [facts("a"), facts("b", seed=1)])
+    assert "100.0 ± 0.0" in as_text([block])
+    assert "75.0 (1 of 2 runs)" in as_text([block])
+
+
+def test_recipes_rise_by_the_options_that_tell_them_apart() -> None:
+    runs = [
+        facts("e", "natural"),
+        facts("a", "sabr", alpha="10", k="1"),
+        facts("b", "sabr", seed=1, alpha="0.5", k="1"),
+        facts("c", "sabr", alpha="1e-2", k="1"),
+        facts("d", "sabr", alpha="0.5", k="1"),
+        facts("f", "ibp"),
+    ]
+    found = [(label, [run.name for run in group]) for label, group in recipes(runs)]
+    assert found == [
+        ("Natural", ["e"]),
+        ("SABR, alpha=1e-2", ["c"]),
+        ("SABR, alpha=0.5", ["d", "b"]),
+        ("SABR, alpha=10", ["a"]),
+        ("IBP", ["f"]),
+    ]
+
+
+def test_training_is_drawn_once_for_all_seeds_and_in_figures_of_a_few(tmp_path: Path) -> None:
+    runs = [facts(f"a{seed}", seed=seed) for seed in range(3)]
+    figure = plot_training(recipes(runs))
+    assert [len(axes.lines) for axes in figure.axes] == [8, 4, 4, 4]  # three seeds and their mean, twice in the first
+    several = [facts(f"b{alpha}", "sabr", alpha=str(alpha), pictures=1) for alpha in range(8)]
+    table = pd.concat([rows(run.name, "attack", "pgd", [U, F]) for run in [*runs, *several]])
+    write_report(table, [*runs, *several], tmp_path, title="title")
+    names = {path.stem for path in (tmp_path / "plots").iterdir()}
+    assert {"training-1", "training-2"} <= names
+    assert len([name for name in names if name.startswith("examples")]) == 8
 
 
 def test_an_evaluation_of_more_samples_replaces_one_of_fewer_and_says_its_n() -> None:
