@@ -14,6 +14,7 @@ from robustkit.bounds import BoundedNetwork, BoundMethod, intersect
 from robustkit.bounds import network as bounds_network
 from robustkit.errors import RobustkitError, UnsupportedLayerError
 from robustkit.margins import certified, logit_margins, margin_specification
+from robustkit.models import Normalize
 from robustkit.threat import LinfBall
 
 
@@ -398,3 +399,19 @@ def test_weights_computed_in_the_forward_pass_are_refused() -> None:
 
     with pytest.raises(UnsupportedLayerError, match="computed in the forward pass"):
         BoundedNetwork(Scaled().eval(), networks.inputs(1))
+
+
+@pytest.mark.parametrize("method", BoundMethod)
+def test_the_engine_carries_normalised_batches(method: BoundMethod) -> None:
+    model = nn.Sequential(Normalize((0.3, 0.5), (0.2, 0.4)), nn.Conv2d(2, 3, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(*model, nn.Conv2d(3, 2, 2, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(18, 4)).eval()
+    x, y, ball = torch.rand(5, 2, 6, 6), torch.arange(5) % 4, LinfBall(0.03)
+    network = BoundedNetwork(model, x[:1])
+    network._layers, network._symbolic = None, False  # only the engine
+    lower = network.lower_margins(x, y, ball, method).detach()
+    one_by_one = [network.lower_margins(x[i : i + 1], y[i : i + 1], ball, method).detach() for i in range(5)]
+    torch.testing.assert_close(lower, torch.cat(one_by_one), rtol=1e-3, atol=1e-3)
+    for _ in range(100):
+        with torch.no_grad():
+            logits = model(ball.project(x + (2 * torch.rand(x.shape) - 1) * ball.eps, x))
+        assert (logit_margins(logits, y) >= lower - 1e-4).all()

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.bounds._repairs import import_auto_lirpa, quiet
-from robustkit.bounds.chain import Statistics
+from robustkit.bounds.chain import Statistics, altered
 from robustkit.bounds.layers import check_operations
 from robustkit.bounds.method import BoundMethod
 from robustkit.errors import RobustkitError, UnsupportedLayerError
+from robustkit.models.architectures import Normalize
 from robustkit.models.modes import in_eval_mode
 
 PARALLEL = "same-slope"
@@ -139,7 +140,7 @@ class Engine:
             "optimize_bound_args": {"init_alpha": False, "iteration": 20, "lr_alpha": 0.25},
         }
         try:
-            shell = _without_dropout(copy.deepcopy(self.model).eval())
+            shell = _simplified(copy.deepcopy(self.model).eval(), self._example.shape[1])
             with torch.random.fork_rng(devices=[]), quiet():
                 engine = library.BoundedModule(shell, self._example, bound_opts=options)
         except Exception as error:
@@ -150,7 +151,6 @@ class Engine:
         check_operations(engine._modules.values())
         if relaxation == ADAPTIVE:
             _hold_against(engine, self.model, self._example)
-        _share_state(engine, self.model)
         return engine
 
     @contextlib.contextmanager
@@ -159,6 +159,7 @@ class Engine:
     ) -> Iterator[Any]:
         """Lend a module in the network's own mode; one that broke off is thrown away, for it is left half-done."""
         module = self._module(relaxation)
+        _share_state(module, self.model)
         module.train(self.model.training)
         for node, layer in self._norms_in(module):
             node.train(layer.training)
@@ -196,13 +197,40 @@ def _hold_against(engine: Any, model: nn.Module, example: Tensor) -> None:
         )
 
 
-def _without_dropout(shell: nn.Module) -> nn.Module:
-    """Put identities where dropout stands: in eval mode it is nothing else, and 0.7 cannot trace it."""
+def _simplified(shell: nn.Module, channels: int) -> nn.Module:
+    """Write layers as others that do the same in eval mode and that every version of the library carries.
+
+    Dropout is nothing. A ``Normalize`` layer is a convolution of single pixels: the library divides wrongly shaped
+    patches where a batch has several samples.
+    """
     for name, layer in list(shell.named_modules()):
-        if isinstance(layer, nn.modules.dropout._DropoutNd) and name:
-            parent, _, own = name.rpartition(".")
-            setattr(shell.get_submodule(parent), own, nn.Identity())
+        if not name or altered(layer):
+            continue
+        if isinstance(layer, nn.modules.dropout._DropoutNd):
+            _replace(shell, name, nn.Identity())
+        elif type(layer) is Normalize and layer.mean.numel() == layer.std.numel() == channels:
+            _replace(shell, name, _as_convolution(layer))
     return shell
+
+
+def _replace(shell: nn.Module, name: str, layer: nn.Module) -> None:
+    parent, _, own = name.rpartition(".")
+    setattr(shell.get_submodule(parent), own, layer)
+
+
+def _as_convolution(layer: Normalize) -> nn.Conv2d:
+    channels = layer.mean.numel()
+    convolution = nn.Conv2d(channels, channels, 1, device=layer.mean.device).requires_grad_(False)
+    convolution.weight.copy_(_pixel_wise(layer)["weight"])
+    assert convolution.bias is not None
+    convolution.bias.copy_(_pixel_wise(layer)["bias"])
+    return convolution
+
+
+def _pixel_wise(layer: Normalize) -> dict[str, Tensor]:
+    """Give the parameters of the convolution that a ``Normalize`` layer is."""
+    scale = 1.0 / layer.std.flatten()
+    return {"weight": torch.diag(scale)[:, :, None, None], "bias": -layer.mean.flatten() * scale}
 
 
 def _box(lb: Tensor, ub: Tensor) -> Any:
@@ -264,8 +292,13 @@ def _share_state(engine: Any, model: nn.Module) -> None:
     """Let the engine read and train the network's own parameters and buffers instead of the copies it was built on."""
     parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     for node in engine._modules.values():
-        if "param" in node._parameters:
+        if "param" in node._parameters and node.ori_name in parameters:
             node._parameters["param"] = parameters[node.ori_name]
+        elif "param" in node._parameters:
+            where, _, kind = node.ori_name.rpartition(".")
+            layer = model.get_submodule(where)
+            assert isinstance(layer, Normalize)  # all that is written as another layer with parameters
+            node._parameters["param"] = nn.Parameter(_pixel_wise(layer)[kind], requires_grad=False)
         if "buffer" in node._buffers:
             node._buffers["buffer"] = buffers.get(node.ori_name, parameters.get(node.ori_name))
 
