@@ -143,6 +143,8 @@ class Engine:
             shell = _simplified(copy.deepcopy(self.model).eval(), self._example.shape[1])
             with torch.random.fork_rng(devices=[]), quiet():
                 engine = library.BoundedModule(shell, self._example, bound_opts=options)
+        except UnsupportedLayerError:
+            raise
         except Exception as error:
             named = _seen(error, "unsupported_ops")
             names = dict.fromkeys(node.op.removeprefix("onnx::") for node in named or ())
@@ -204,11 +206,18 @@ def _simplified(shell: nn.Module, channels: int) -> nn.Module:
     patches where a batch has several samples.
     """
     for name, layer in list(shell.named_modules()):
-        if not name or altered(layer):
-            continue
-        if isinstance(layer, nn.modules.dropout._DropoutNd):
+        if isinstance(layer, nn.modules.dropout._DropoutNd) and name:
+            if altered(layer):
+                raise UnsupportedLayerError(
+                    f"cannot bound Dropout at {name!r}: something is hooked into it; remove that"
+                )
             _replace(shell, name, nn.Identity())
-        elif type(layer) is Normalize and layer.mean.numel() == layer.std.numel() == channels:
+        elif (
+            name
+            and not altered(layer)
+            and type(layer) is Normalize
+            and layer.mean.numel() == layer.std.numel() == channels
+        ):
             _replace(shell, name, _as_convolution(layer))
     return shell
 
