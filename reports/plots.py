@@ -63,7 +63,7 @@ def plot_band(block: Block) -> Figure:
     axes.set_xlabel("accuracy on the test samples")
     spread = "; whiskers: standard deviation over seeds" if any(len(row.runs) > 1 for row in rows) else ""
     axes.set_title(f"Certified (thick edge) to attacked accuracy at eps {eps_text(block.eps)}; diamond: clean{spread}")
-    _calm(axes, "x")
+    calm(axes, "x")
     return figure
 
 
@@ -101,7 +101,7 @@ def plot_accuracy_vs_eps(blocks: Sequence[Block]) -> Figure:
     axes.set_ylabel("accuracy")
     axes.set_title("Accuracy against the radius; markers are measured, lines only join them")
     axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    _calm(axes, "both")
+    calm(axes, "both")
     return figure
 
 
@@ -134,7 +134,7 @@ def plot_training(recipes: Sequence[tuple[str, Sequence[RunFacts]]]) -> Figure:
         weight.set_xlabel("epoch")
         weight.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         for axes in (accuracy, loss, eps, weight):
-            _calm(axes, "both")
+            calm(axes, "both")
     grid[0][0].set_ylim(0, 1.02)
     grid[0][0].yaxis.set_major_formatter(PercentFormatter(1.0))
     for line, name in enumerate(("validation\naccuracy", "loss", "eps", "loss\nweight")):
@@ -198,7 +198,8 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _calm(axes: Axes, grid: str) -> None:
+def calm(axes: Axes, grid: str) -> None:
+    """Take away what draws the eye from the data; ``grid`` is ``"x"`` or ``"both"``."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="x" if grid == "x" else "both", color=GRID, linewidth=0.6)
     axes.set_axisbelow(True)

@@ -13,6 +13,7 @@ from robustkit.files import replacing
 from robustkit.reports.comparison import Block, compare
 from robustkit.reports.facts import RunFacts, eps_text, recipes
 from robustkit.reports.page import as_page
+from robustkit.reports.pareto import LEAST_ROWS, plot_pareto, rows_with_both
 from robustkit.reports.plots import pdf, plot_accuracy_vs_eps, plot_band, plot_examples, plot_training, png
 from robustkit.reports.tables import as_csv, as_latex, as_markdown, as_text
 from robustkit.results import check_coherence
@@ -63,6 +64,11 @@ def _plots(blocks: Sequence[Block], runs: Sequence[RunFacts]) -> list[Plot]:
         name = _file_name("band", block.dataset, block.model, f"eps{block.eps:.4g}")
         caption = f"Certified to attacked accuracy at {at}; the true robust accuracy lies inside the band."
         plots.append((name, caption, plot_band(block)))
+        if len(rows_with_both(block)) >= LEAST_ROWS:
+            name = _file_name("pareto", block.dataset, block.model, f"eps{block.eps:.4g}")
+            front = f"dashed: the Pareto front of what was measured{_spread(block)}"
+            caption = f"Clean against certified accuracy at {at}; {front}."
+            plots.append((name, caption, plot_pareto(block)))
     for (dataset, model), group in groupby(blocks, key=lambda block: (block.dataset, block.model)):
         caption = f"Accuracy against the radius on {dataset}, {model}; solid: left by all attacks, dashed: certified."
         plots.append((_file_name("accuracy-vs-eps", dataset, model), caption, plot_accuracy_vs_eps(list(group))))
@@ -88,6 +94,10 @@ def _training_plots(runs: Sequence[RunFacts]) -> list[Plot]:
         (name, caption, plot_training(found[start : start + SIDE_BY_SIDE]))
         for name, start in zip(names, starts, strict=True)
     ]
+
+
+def _spread(block: Block) -> str:
+    return "; whiskers: standard deviation over seeds" if any(len(row.runs) > 1 for row in block.rows) else ""
 
 
 def _file_name(*parts: str) -> str:

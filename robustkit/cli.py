@@ -129,6 +129,7 @@ evaluation_options = _options(
 @click.option("--eps", type=Eps(), help="Radius to train for.  [default: the dataset's]")
 @click.option("--epochs", type=int, help="Passes over the training set.")
 @click.option("--batch-size", type=int, help="Samples per step.")
+@click.option("--tensorboard", is_flag=True, default=None, help="Write the metrics for TensorBoard as well.")
 @click.option("--out", metavar="DIR", help="The run directory; of several networks, their folder.  [default: runs/...]")
 @variation_options
 @data_options
@@ -143,7 +144,11 @@ def train(**typed: Any) -> None:
 
     own = {
         "train": _given(
-            method=typed["method"], epochs=typed["epochs"], batch_size=typed["batch_size"], eps=_one_eps(typed["eps"])
+            method=typed["method"],
+            epochs=typed["epochs"],
+            batch_size=typed["batch_size"],
+            eps=_one_eps(typed["eps"]),
+            tensorboard=typed["tensorboard"],
         ),
         "model": _given(name=typed["model"]),
     }

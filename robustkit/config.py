@@ -91,6 +91,7 @@ class TrainConfig:
         select: keep the ``"last"`` weights, or the ``"best"``: those of highest verified accuracy on the validation
             samples once eps has reached its target; methods that verify nothing keep the last.
         stop_if_collapsed: give up a network that predicts a single class for three epochs.
+        tensorboard: write the metrics of every epoch for TensorBoard as well.
         checkpoint_every: seconds after which the state is written, at the latest.
         options: the method's own hyper-parameters, by its name.
     """
@@ -120,6 +121,7 @@ class TrainConfig:
     precise_bn: int = 0
     select: Literal["last", "best"] = "last"
     stop_if_collapsed: bool = True
+    tensorboard: bool = False
     checkpoint_every: float = 60.0
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import nn
 
 from robustkit import models
 from robustkit._process import use_full_precision
+from robustkit.board import board
 from robustkit.config import Config, digest, plain
 from robustkit.data import Dataset, load_dataset
 from robustkit.errors import UsageError
@@ -116,6 +118,7 @@ def train_network(config: Config, root: Path, reporter: Reporter, *, out: Path |
     if method.initialisation == "ibp":
         models.initialise_for_intervals(model)
     model.to(device)
+    record = _recorder(run, config) if world.first else lambda history: None
     world.from_first(lambda: run.open(config))
     if not world.from_first(lambda: run.trained):
         history = train(
@@ -126,11 +129,22 @@ def train_network(config: Config, root: Path, reporter: Reporter, *, out: Path |
             seed=config.seed,
             folder=run.path,
             reporter=reporter,
-            record=run.write_history if world.first else lambda history: None,
+            record=record,
             world=world,
         )
         world.from_first(lambda: _save(run, model, history, config, dataset))
     return open_run(run, config, dataset)
+
+
+def _recorder(run: Run, config: Config) -> Callable[[list[EpochMetrics]], None]:
+    """Give what keeps the history of a training after every epoch."""
+    show = board(run.path) if config.train.tensorboard else lambda history: None
+
+    def record(history: list[EpochMetrics]) -> None:
+        run.write_history(history)
+        show(history)
+
+    return record
 
 
 def _save(run: Run, model: nn.Module, history: list[EpochMetrics], config: Config, dataset: Dataset) -> None:

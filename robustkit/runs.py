@@ -29,7 +29,7 @@ ENVIRONMENT_FILE = "environment.json"
 EXPERIMENT_FILE = "experiment.toml"
 RESULTS = "results"
 EXAMPLES = "examples"
-UNREAD = ("checkpoint_every", "stop_if_collapsed")
+UNREAD = ("checkpoint_every", "stop_if_collapsed", "tensorboard")
 """Options of training that do not decide the weights."""
 
 MEASURED = ("epoch", "eps", "weight", "loss", "val_clean", "val_vra", "seconds")

@@ -13,7 +13,7 @@ LAYERS: list[set[str]] = [
     {"attacks"},
     {"training", "verifiers", "reports"},
     {"runs", "networks", "evaluation", "experiment", "variations", "pipeline", "summary", "catalogue"}
-    | {"handbook", "mixing"},
+    | {"handbook", "mixing", "board"},
     {"cli", "terminal"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
