@@ -9,7 +9,8 @@ import robustkit
 
 ROOT = Path(robustkit.__file__).resolve().parent
 LAYERS: list[set[str]] = [
-    {"errors", "threat", "margins", "verdict", "results", "files", "progress", "config", "data", "models", "bounds"},
+    {"errors", "threat", "margins", "verdict", "results", "files", "progress", "config", "data", "models", "bounds"}
+    | {"vnnlib"},
     {"attacks"},
     {"training", "verifiers", "reports"},
     {"runs", "networks", "evaluation", "experiment", "pipeline", "catalogue", "handbook", "mixing"},
