@@ -23,6 +23,9 @@ ALLOWED = {
     "auto_LiRPA": {"bounds/_repairs.py"},
     "torchattacks": {"attacks/torch_attacks.py"},
     "click": {"cli.py", "terminal.py"},
+    "onnx": {"models/onnx.py"},
+    "onnx2torch": {"models/conversion.py"},
+    "onnxruntime": {"models/onnx.py"},
 }
 
 
@@ -91,7 +94,7 @@ def test_the_package_itself_imports_only_what_sets_up_the_process() -> None:
     assert found["presets/__init__.py"] == []
 
 
-@pytest.mark.parametrize("library", ["auto_LiRPA", "torchattacks"])
+@pytest.mark.parametrize("library", ["auto_LiRPA", "torchattacks", "onnx", "onnx2torch", "onnxruntime"])
 def test_one_file_knows_each_engine(library: str) -> None:
     found = {
         path for path, text in sources().items() if any(n.split(".")[0] == library for n in imported(ast.parse(text)))
@@ -141,7 +144,8 @@ def test_what_is_allowed_passes(path: str, source: str) -> None:
     ("module", "unwanted"),
     [
         ("robustkit", {"torch", "numpy", "pandas", "click"}),
-        ("robustkit.cli", {"torch", "pandas", "matplotlib", "auto_LiRPA", "torchattacks"}),
+        ("robustkit.cli", {"torch", "pandas", "matplotlib", "auto_LiRPA", "torchattacks", "onnx", "onnxruntime"}),
+        ("robustkit.networks", {"onnx", "onnx2torch", "onnxruntime"}),
         ("robustkit.reports", {"torch", "auto_LiRPA"}),
     ],
 )
