@@ -36,15 +36,33 @@ class Query:
         lower: lower corner, shape ``(n_inputs,)``, never above the exact number.
         upper: upper corner, shape ``(n_inputs,)``, never below the exact number.
         unsafe: the unsafe set is the union of these, at least one.
+        inner: the largest box of float64 corners within the exact one, where that is not the same.
+        input_shape: of an input as the network takes it; empty for one that is flat.
     """
 
     lower: Array
     upper: Array
     unsafe: tuple[Disjunct, ...]
+    inner: tuple[Array, Array] | None = None
+    input_shape: tuple[int, ...] = ()
 
     def contains(self, x: Array) -> bool:
         """Say whether an input of shape ``(n_inputs,)`` lies in the box."""
         return x.shape == self.lower.shape and bool(((self.lower <= x) & (x <= self.upper)).all())
+
+    def settle(self, x: Array) -> Array:
+        """Move an input of shape ``(n_inputs,)`` into the exact box, to float32 values where the box holds any.
+
+        Where no float64 lies between two bounds of an input, it is set to one of them, at most a rounding away.
+        """
+        low, high = self.inner or (self.lower, self.upper)
+        none = low > high
+        low, high = np.where(none, self.lower, low), np.where(none, self.upper, high)
+        x = np.clip(x, low, high)
+        near = x.astype(np.float32)
+        near = np.where(near < low, np.nextafter(near, np.float32(np.inf)), near)
+        near = np.where(near > high, np.nextafter(near, np.float32(-np.inf)), near).astype(np.float64)
+        return np.where((low <= near) & (near <= high), near, x)
 
     def excess(self, y: Array) -> float:
         """Say how far outputs of shape ``(n_outputs,)`` are from unsafe; they are where this is <= 0; NaN stays NaN."""

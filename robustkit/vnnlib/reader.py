@@ -107,15 +107,20 @@ class _Reader:
         if count > MOST_ALTERNATIVES:
             at = self.choices[-1][0][0].at
             raise self.text.error(at, f"expected at most {MOST_ALTERNATIVES} combinations of 'or', got {count}")
-        boxes: dict[tuple[bytes, bytes], tuple[Array, Array, list[Disjunct]]] = {}
+        boxes: dict[tuple[bytes, bytes], tuple[_Box, list[Disjunct]]] = {}
         common = _Box(self.text, inputs).within(self.common)
         rows = [one for one in self.common if not one.on_input]
         for chosen in itertools.product(*self.choices):
             extra = tuple(itertools.chain.from_iterable(chosen))
-            lower, upper = common.within(extra).corners(self.declared)
-            own = boxes.setdefault((lower.tobytes(), upper.tobytes()), (lower, upper, []))
-            own[2].append(self._disjunct([*rows, *(one for one in extra if not one.on_input)], outputs))
-        return Property(tuple(Query(lower, upper, tuple(found)) for lower, upper, found in boxes.values()))
+            box = common.within(extra)
+            lower, upper = box.corners(self.declared)
+            own = boxes.setdefault((lower.tobytes(), upper.tobytes()), (box, []))
+            own[1].append(self._disjunct([*rows, *(one for one in extra if not one.on_input)], outputs))
+        return Property(tuple(self._query(box, found) for box, found in boxes.values()))
+
+    def _query(self, box: _Box, unsafe: list[Disjunct]) -> Query:
+        inner = box.corners(self.declared, outwards=False)
+        return Query(*box.corners(self.declared), tuple(unsafe), inner)
 
     def _count(self, letter: str) -> int:
         numbers = {int(name[2:]): at for name, at in self.declared.items() if name[0] == letter}
@@ -177,9 +182,9 @@ class _Box:
                 f"{name} <= {float(high[0])} ({self.text.place(high[1])}): no input fulfils both; mend the bounds",
             )
 
-    def corners(self, declared: dict[str, int]) -> tuple[Array, Array]:
-        """Give lower and upper corner in float64, rounded outwards."""
-        corners = []
+    def corners(self, declared: dict[str, int], *, outwards: bool = True) -> tuple[Array, Array]:
+        """Give lower and upper corner in float64, rounded outwards or inwards."""
+        corners, sign = [], 1 if outwards else -1
         for known, side, towards in ((self.lower, "a lower", -math.inf), (self.upper, "an upper", math.inf)):
             missing = next((place for place in range(self.size) if place not in known), None)
             if missing is not None:
@@ -187,7 +192,7 @@ class _Box:
                     declared[f"X_{missing}"], f"expected {side} bound of X_{missing}, got none; bound every input"
                 )
             exact = [known[place] for place in range(self.size)]
-            corners.append(np.array([_rounded(value, towards, self.text, at) for value, at in exact]))
+            corners.append(np.array([_rounded(value, sign * towards, self.text, at) for value, at in exact]))
         return corners[0], corners[1]
 
 
