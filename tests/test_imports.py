@@ -13,7 +13,7 @@ LAYERS: list[set[str]] = [
     | {"vnnlib"},
     {"attacks"},
     {"training", "verifiers", "reports"},
-    {"runs", "networks", "evaluation", "experiment", "pipeline", "catalogue", "handbook", "mixing"},
+    {"runs", "networks", "evaluation", "experiment", "pipeline", "catalogue", "handbook", "mixing", "vnncomp"},
     {"cli", "terminal"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -8,15 +8,28 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from robustkit.bounds import BoundedNetwork, BoundMethod
 from robustkit.bounds.chain import chain_of
+from robustkit.cli import cli
 from robustkit.errors import RobustkitError, UnsupportedLayerError, UsageError
-from robustkit.models import Normalize, conversion, export_onnx, load_onnx, make_model, read_onnx
+from robustkit.models import (
+    ModelCard,
+    Normalize,
+    conversion,
+    export_onnx,
+    load_checkpoint,
+    load_onnx,
+    make_model,
+    read_onnx,
+    save_checkpoint,
+)
 from robustkit.models import onnx as adapter
 from robustkit.models.affine import Elementwise
+from robustkit.models.checkpoints import make_from_card
 
 
 def write(
@@ -311,3 +324,18 @@ def test_the_competitions_networks_are_plain_stacks(shared: Path) -> None:
     for file in files:
         network = read_onnx(file)
         assert chain_of(network.model, torch.zeros(1, *network.input_shape)) is not None, file
+
+
+def test_the_command_line_exports_a_run(tmp_path: Path) -> None:
+    card = ModelCard("mlp", (1, 4, 4), 3, "digits", (0.5,), (0.25,), "natural", 0.0, 0)
+    save_checkpoint(tmp_path, make_from_card(card), card)
+    target = tmp_path / "net.onnx"
+    done = CliRunner().invoke(cli, ["export", "--run", str(tmp_path), "--onnx", str(target)])
+    assert done.exit_code == 0, done.output
+    assert done.output.startswith(f"wrote {target}: {tmp_path}, logits within ")
+    x = torch.rand(2, 1, 4, 4)
+    with torch.no_grad():
+        torch.testing.assert_close(load_onnx(target)(x), load_checkpoint(tmp_path)[0](x), rtol=1e-4, atol=1e-5)
+    done = CliRunner().invoke(cli, ["export", "--run", str(tmp_path / "none"), "--onnx", str(target)])
+    assert done.exit_code == 1
+    assert "expected a trained network" in done.output
