@@ -145,6 +145,7 @@ def test_files_that_are_none(tmp_path: Path) -> None:
             r"line 6, column 9: expected a box that is not empty, got X_0 >= 2.0 \(line 6, column 9\) and X_0 <= 1.0 "
             r"\(line 5, column 25\)",
         ),
+        ("(assert (>= X_0 1e400))", "got X_0 >= a number beyond float64"),
         ("(assert (or (<= Y_0 1) (and (<= X_1 -2) (<= Y_0 0))))", "line 6, column 29: .* not empty"),
         ("", "line 1, column 1: expected a constraint on the outputs, got none"),
         ("(assert (or (<= X_0 0.5) (and (<= X_0 1) (<= Y_0 0))))", "expected a constraint on the outputs"),
@@ -201,6 +202,21 @@ def test_what_is_written_is_read(box: list[tuple[object, object]], limits: list[
     for one, limit in zip(query.unsafe, limits, strict=True):
         offset, exact = float(one.offsets[0]), -Fraction(str(limit))
         assert Fraction(offset) <= exact < Fraction(math.nextafter(offset, math.inf))
+
+
+WORDS = ["(", ")", "assert", "<=", ">=", "and", "or", "+", "-", "*", "X_0", "Y_0", "Y_9", "1", "0.1", "1e308", '"', ";"]
+PHRASES = ["(assert (or (<= Y_0 1)", "(<= Y_0 (* 1e308 1e308))", "(declare-const", "(assert", "\n"]
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.sampled_from(WORDS + PHRASES), max_size=25))
+def test_any_text_is_read_or_refused(words: list[str]) -> None:
+    try:
+        found = parse_property(BOUNDED + "(assert (<= Y_0 1))" + " ".join(words))
+    except RobustkitError as error:
+        assert "line" in str(error)
+    else:
+        assert all(np.isfinite(one.offsets).all() for query in found.queries for one in query.unsafe)
 
 
 def test_the_competitions_files_are_read(shared: Path) -> None:

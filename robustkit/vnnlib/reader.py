@@ -178,8 +178,8 @@ class _Box:
         if low and high and low[0] > high[0]:
             raise self.text.error(
                 one.at,
-                f"expected a box that is not empty, got {name} >= {float(low[0])} ({self.text.place(low[1])}) and "
-                f"{name} <= {float(high[0])} ({self.text.place(high[1])}): no input fulfils both; mend the bounds",
+                f"expected a box that is not empty, got {name} >= {_short(low[0])} ({self.text.place(low[1])}) and "
+                f"{name} <= {_short(high[0])} ({self.text.place(high[1])}): no input fulfils both; mend the bounds",
             )
 
     def corners(self, declared: dict[str, int], *, outwards: bool = True) -> tuple[Array, Array]:
@@ -194,6 +194,14 @@ class _Box:
             exact = [known[place] for place in range(self.size)]
             corners.append(np.array([_rounded(value, sign * towards, self.text, at) for value, at in exact]))
         return corners[0], corners[1]
+
+
+def _short(value: Fraction) -> str:
+    """Write a number for a message."""
+    try:
+        return str(float(value))
+    except OverflowError:
+        return "a number beyond float64"
 
 
 def _rounded(value: Fraction, towards: float, text: Text, at: int) -> float:
