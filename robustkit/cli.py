@@ -181,6 +181,9 @@ def attack(**typed: Any) -> None:
 @cli.command()
 @evaluation_options
 @subject_options
+@click.option("--onnx", metavar="FILE", help="A network to decide --vnnlib for, .onnx or .onnx.gz.")
+@click.option("--vnnlib", metavar="FILE", help="A property in VNN-LIB 1.0, .vnnlib or .vnnlib.gz.")
+@click.option("--timeout", type=float, help="Seconds for --vnnlib.  [default: 300]")
 @data_options
 @compute_options
 @config_options
@@ -189,8 +192,52 @@ def verify(**typed: Any) -> None:
 
     Methods: ibp, crown-ibp, symbolic, crown, alpha-crown, or cascade (the default), which attacks first and then tries
     each bound on what is left.
+
+    With --onnx and --vnnlib it decides one property instead, and prints sat with a counterexample, unsat, unknown or
+    timeout.
     """
-    _evaluate(typed, ["verify"])
+    instance = {name: typed.pop(name) for name in ("onnx", "vnnlib", "timeout")}
+    if any(one is not None for one in instance.values()):
+        _decide(instance, typed)
+    else:
+        _evaluate(typed, ["verify"])
+
+
+@cli.command()
+@click.argument("instances", type=click.Path(path_type=Path))
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="Table of results; it is gone on with.")
+@click.option("--timeout", type=float, help="Seconds for every instance.  [default: its own]")
+@click.option("--jobs", type=int, default=1, show_default=True, help="Instances decided at a time.")
+def vnncomp(instances: Path, out: Path, timeout: float | None, jobs: int) -> None:
+    """Decide a benchmark of the verification competition: INSTANCES is its instances.csv.
+
+    Results are lines of benchmark,onnx,vnnlib,prepare_time,result,run_time; counterexamples go into a folder beside
+    them. Where published_results.json lies beside INSTANCES, verdicts are held against those of most tools.
+    """
+    from robustkit.terminal import Terminal
+    from robustkit.vnncomp import check_published, read_instances, run_benchmark, summarise
+    from robustkit.vnncomp.published import PUBLISHED, read_published, table
+
+    published = read_published(instances.parent / PUBLISHED)
+    rows = run_benchmark(read_instances(instances, timeout), out, Terminal(), jobs=jobs)
+    summary = summarise(rows, published)
+    click.echo(table([summary]))
+    click.echo(f"wrote {out}")
+    check_published(summary)
+
+
+@cli.command()
+@click.option("--onnx", required=True, metavar="FILE", help="Where the network goes, ending in .onnx.")
+@click.option("--run", "run_path", metavar="DIR", help="A trained run.  [default: the latest]")
+def export(onnx: str, run_path: str | None) -> None:
+    """Write a trained network as ONNX, held against onnxruntime."""
+    from robustkit.models import export_onnx, load_checkpoint
+    from robustkit.runs import latest_run
+
+    folder = Path(run_path) if run_path else latest_run(RUNS).path
+    model, card = load_checkpoint(folder)
+    apart = export_onnx(model, card.input_shape, Path(onnx))
+    click.echo(f"wrote {onnx}: {folder}, logits within {apart:.2g} of onnxruntime's")
 
 
 @cli.command()
@@ -347,6 +394,21 @@ def _evaluate(typed: dict[str, Any], kinds: list[str]) -> None:
     reached = [value for value in (figures["era"], figures["vra"]) if value is not None]
     if threshold is not None and min(reached) < threshold:
         raise Failure(f"{min(reached):.4f} is below --fail-under {threshold}", BELOW_THRESHOLD)
+
+
+def _decide(instance: dict[str, Any], typed: dict[str, Any]) -> None:
+    """Decide one property of one network, and print the verdict."""
+    from robustkit.vnncomp.single import decide_files
+
+    other = [
+        name.removesuffix("_path") for name, value in typed.items() if value not in (None, ()) and value is not False
+    ]
+    if other or not instance["onnx"] or not instance["vnnlib"]:
+        got = ", ".join([name for name, value in instance.items() if value is not None] + other).replace("_", "-")
+        raise UsageError(f"expected --onnx and --vnnlib together, and besides only --timeout; got {got}")
+    timeout = 300.0 if instance["timeout"] is None else instance["timeout"]
+    for line in decide_files(Path(instance["onnx"]), Path(instance["vnnlib"]), timeout):
+        click.echo(line)
 
 
 def _network(typed: dict[str, Any], own: dict[str, Any]) -> Network:

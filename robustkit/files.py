@@ -1,10 +1,12 @@
-"""Files that are either whole or absent."""
+"""Files that are written whole or not at all, and read whole or refused."""
 
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -46,6 +48,25 @@ def replacing(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     finally:
         with contextlib.suppress(OSError):  # after a success there is none; a lost disk has been reported already
             temporary.unlink()
+
+
+def read_maybe_gzipped(path: Path) -> bytes:
+    """Read a file, unpacked where its name ends in ``.gz``.
+
+    Args:
+        path: the file.
+
+    Raises:
+        RobustkitError: it is absent, cannot be read, or is damaged or cut short.
+    """
+    try:
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except FileNotFoundError:
+        raise RobustkitError(f"expected a file at {path}, found none; check the path") from None
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise RobustkitError(f"{path} is damaged or cut short ({error}); copy or download it again") from None
+    except OSError as error:
+        raise RobustkitError(f"cannot read {path}: {error.strerror or error}; check the path") from None
 
 
 def _umask() -> int:

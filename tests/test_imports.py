@@ -9,11 +9,12 @@ import robustkit
 
 ROOT = Path(robustkit.__file__).resolve().parent
 LAYERS: list[set[str]] = [
-    {"errors", "threat", "margins", "verdict", "results", "files", "progress", "config", "data", "models", "bounds"},
+    {"errors", "threat", "margins", "verdict", "results", "files", "progress", "config", "data", "models", "bounds"}
+    | {"vnnlib"},
     {"attacks"},
     {"training", "verifiers", "reports"},
     {"runs", "networks", "evaluation", "experiment", "variations", "pipeline", "summary", "catalogue"}
-    | {"handbook", "mixing", "board"},
+    | {"handbook", "mixing", "board", "vnncomp"},
     {"cli", "terminal"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
@@ -23,6 +24,9 @@ ALLOWED = {
     "auto_LiRPA": {"bounds/_repairs.py"},
     "torchattacks": {"attacks/torch_attacks.py"},
     "click": {"cli.py", "terminal.py"},
+    "onnx": {"models/onnx.py"},
+    "onnx2torch": {"models/conversion.py"},
+    "onnxruntime": {"models/onnx.py"},
 }
 
 
@@ -91,7 +95,7 @@ def test_the_package_itself_imports_only_what_sets_up_the_process() -> None:
     assert found["presets/__init__.py"] == []
 
 
-@pytest.mark.parametrize("library", ["auto_LiRPA", "torchattacks"])
+@pytest.mark.parametrize("library", ["auto_LiRPA", "torchattacks", "onnx", "onnx2torch", "onnxruntime"])
 def test_one_file_knows_each_engine(library: str) -> None:
     found = {
         path for path, text in sources().items() if any(n.split(".")[0] == library for n in imported(ast.parse(text)))
@@ -141,7 +145,8 @@ def test_what_is_allowed_passes(path: str, source: str) -> None:
     ("module", "unwanted"),
     [
         ("robustkit", {"torch", "numpy", "pandas", "click"}),
-        ("robustkit.cli", {"torch", "pandas", "matplotlib", "auto_LiRPA", "torchattacks"}),
+        ("robustkit.cli", {"torch", "pandas", "matplotlib", "auto_LiRPA", "torchattacks", "onnx", "onnxruntime"}),
+        ("robustkit.networks", {"onnx", "onnx2torch", "onnxruntime"}),
         ("robustkit.reports", {"torch", "auto_LiRPA"}),
     ],
 )

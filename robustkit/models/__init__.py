@@ -18,9 +18,11 @@ from robustkit.models.checkpoints import (
     read_card,
     save_checkpoint,
 )
+from robustkit.models.export import export_onnx
 from robustkit.models.initialisation import initialise_for_intervals
 from robustkit.models.mixture import Mixture
 from robustkit.models.named import ARCHITECTURES
+from robustkit.models.onnx import OnnxNetwork, load_onnx, read_onnx
 
 __all__ = [
     "ARCHITECTURES",
@@ -28,14 +30,18 @@ __all__ = [
     "Mixture",
     "ModelCard",
     "Normalize",
+    "OnnxNetwork",
     "check_output",
     "count_parameters",
     "count_relus",
+    "export_onnx",
     "fingerprint",
     "initialise_for_intervals",
     "load_checkpoint",
+    "load_onnx",
     "load_weights",
     "make_model",
     "read_card",
+    "read_onnx",
     "save_checkpoint",
 ]

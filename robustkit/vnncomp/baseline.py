@@ -1,0 +1,135 @@
+"""A verifier made of what there is: PGD on the property, then linear bounds. Sound up to float32; incomplete."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustkit.bounds import BoundedNetwork, BoundMethod
+from robustkit.errors import UnsupportedLayerError
+from robustkit.vnncomp.decision import Answer, Result
+from robustkit.vnnlib import Disjunct, Query
+from robustkit.vnnlib.queries import Array
+
+STARTS = 8
+STEPS = 60
+MOST_ATTACKED = 512
+"""Disjuncts that are attacked together."""
+METHODS = (BoundMethod.CROWN, BoundMethod.ALPHA_CROWN)
+
+
+def solve(model: nn.Module, query: Query, timeout: float) -> Answer:
+    """Search for an unsafe output by PGD, then refute every disjunct by bounds.
+
+    A disjunct is refuted where one of its rows is above 0 over the whole box. Bounds are computed in float32, on a
+    box rounded outwards; their own rounding is not accounted for.
+
+    Args:
+        model: in eval mode, for inputs ``(B, *query.input_shape)``.
+        query: the query.
+        timeout: seconds; a bound that has begun is finished.
+
+    Returns:
+        ``SAT`` with an input, ``UNSAT``, ``TIMEOUT``, or ``UNKNOWN`` where neither succeeds.
+    """
+    deadline = time.monotonic() + timeout
+    found = attack(model, query, deadline)
+    if found is not None:
+        return Answer(Result.SAT, found)
+    left, refused = list(query.unsafe), ""
+    network: BoundedNetwork | None = None
+    for method in METHODS:
+        if time.monotonic() > deadline:
+            return Answer(Result.TIMEOUT, reason=f"before {method.value}")
+        try:
+            network = network or BoundedNetwork(model, _box(query)[0])
+            left = _unrefuted(network, query, left, method)
+        except UnsupportedLayerError as error:
+            refused += f"; {error}"
+        if not left:
+            return Answer(Result.UNSAT)
+    return Answer(Result.UNKNOWN, reason=f"no counterexample found, {len(left)} disjuncts not refuted{refused}")
+
+
+def attack(model: nn.Module, query: Query, deadline: float) -> Array | None:
+    """Search the box for an unsafe output by projected gradient descent on each disjunct's greatest row.
+
+    Args:
+        model: in eval mode.
+        query: the query.
+        deadline: on the monotonic clock.
+
+    Returns:
+        An input, flat, whose outputs are unsafe in float32; None where none is found.
+
+    Own design: signed steps that shrink linearly from a quarter of the box, starts drawn uniformly, one in the middle.
+    """
+    for first in range(0, len(query.unsafe), MOST_ATTACKED):
+        found = _descend(model, query, query.unsafe[first : first + MOST_ATTACKED], deadline)
+        if found is not None:
+            return found
+    return None
+
+
+def _descend(model: nn.Module, query: Query, unsafe: tuple[Disjunct, ...], deadline: float) -> Array | None:
+    lower, upper = _box(query)
+    draw = torch.Generator().manual_seed(0)
+    share = torch.rand(STARTS, *lower.shape[1:], generator=draw)
+    share[0] = 0.5
+    x = (lower + share * (upper - lower)).repeat(len(unsafe), *[1] * (lower.ndim - 1))
+    rows, offsets = _padded(unsafe)
+    with torch.enable_grad():
+        for step in range(STEPS + 1):
+            x.requires_grad_(True)
+            values = _excess(model(x), rows, offsets)
+            hit = (values <= 0.0).nonzero().flatten()
+            if len(hit):
+                deepest = hit[values[hit].argmin()]
+                return x[deepest].detach().double().numpy().reshape(-1)
+            if step == STEPS or time.monotonic() > deadline:
+                return None
+            (slope,) = torch.autograd.grad(values.sum(), x)
+            size = 0.25 * (1.0 - step / STEPS)
+            x = (x - size * (upper - lower) * slope.sign()).detach()
+            x = torch.maximum(torch.minimum(x, upper), lower)
+    return None
+
+
+def _excess(outputs: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
+    """Give the greatest row of each start's own disjunct, shape ``(B,)``."""
+    whole = outputs.reshape(len(rows), STARTS, -1)
+    return (torch.einsum("drk,dsk->dsr", rows, whole) + offsets[:, None]).amax(dim=2).flatten()
+
+
+def _padded(unsafe: tuple[Disjunct, ...]) -> tuple[Tensor, Tensor]:
+    """Stack disjuncts of several lengths, shape ``(D, R, K)`` and ``(D, R)``; what is added never counts."""
+    longest = max(len(one.offsets) for one in unsafe)
+    rows = np.zeros((len(unsafe), longest, unsafe[0].rows.shape[1]))
+    offsets = np.full((len(unsafe), longest), -np.inf)
+    for place, one in enumerate(unsafe):
+        rows[place, : len(one.offsets)], offsets[place, : len(one.offsets)] = one.rows, one.offsets
+    return torch.from_numpy(rows).float(), torch.from_numpy(offsets).float()
+
+
+def _unrefuted(network: BoundedNetwork, query: Query, unsafe: list[Disjunct], method: BoundMethod) -> list[Disjunct]:
+    """Give the disjuncts that a bound does not refute."""
+    lower, upper = _box(query)
+    rows = torch.from_numpy(np.concatenate([one.rows for one in unsafe])).float()
+    bounds, _ = network.output_bounds(lower, upper, rows[None], method, upper=False)
+    sizes = [len(one.offsets) for one in unsafe]
+    parts = np.split(bounds[0].detach().double().numpy(), np.cumsum(sizes)[:-1])
+    return [one for one, least in zip(unsafe, parts, strict=True) if not (least + one.offsets > 0.0).any()]
+
+
+def _box(query: Query) -> tuple[Tensor, Tensor]:
+    """Give the corners in float32, rounded outwards, as a batch of one."""
+    corners = []
+    for exact, towards in ((query.lower, -np.inf), (query.upper, np.inf)):
+        near = exact.astype(np.float32)
+        wrong = near > exact if towards < 0 else near < exact
+        outer = np.where(wrong, np.nextafter(near, np.float32(towards)), near)
+        corners.append(torch.from_numpy(outer).reshape(1, *(query.input_shape or exact.shape)))
+    return corners[0], corners[1]
