@@ -46,7 +46,7 @@ def load_certificate(path: str | Path) -> Certificate:
     if not path.is_file():
         raise RobustkitError(f"expected a certificate at {path}, found none; check the path")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         header = json.loads(arrays.pop("header").tobytes().decode())
         version, content = header["version"], header.pop("content")

@@ -154,8 +154,37 @@ def _cuts_inputs(tree: Tree) -> bool:
 
 
 def _prove(network: ExactNetwork, tree: Tree, disjunct: Disjunct, lb: Tensor, ub: Tensor, root: Region | None) -> float:
-    """Prove every leaf of a checked tree, or raise; give the least margin of those that are not empty."""
-    depth, start, least = depths(tree), starts(tree), float("inf")
+    """Prove every leaf of a checked tree, or raise; give the least margin."""
+    least = float("inf")
+    for leaves, margins in leaf_margins(network, tree, disjunct, lb, ub, root=root):
+        if not (margins > 0).all():
+            first = leaves[np.flatnonzero(~(margins > 0))[0]]
+            raise ProofError(
+                f"a leaf is not proved: row {tree.row[first]} at node {tree.leaf[first]} is bounded by "
+                f"{margins[~(margins > 0)][0]:.6g} only, which is not above 0"
+            )
+        least = min(least, float(margins.min()))
+    return least
+
+
+def leaf_margins(
+    network: ExactNetwork, tree: Tree, disjunct: Disjunct, lb: Tensor, ub: Tensor, *, root: Region | None = None
+) -> Iterator[tuple[Array, Array]]:
+    """Bound from below, in each leaf, the row that it names.
+
+    Args:
+        network: the operations.
+        tree: a tree that ``check_tree`` lets pass.
+        disjunct: its rows and offsets.
+        lb: least inputs of the whole box, shape ``(1, n)``.
+        ub: greatest inputs.
+        root: the network's bounds over the whole box, to be used for every leaf; None to bound the box of each leaf.
+
+    Yields:
+        Positions of some leaves and their margins: infinity for a leaf that holds no point, minus infinity or NaN where
+        nothing is known.
+    """
+    depth, start = depths(tree), starts(tree)
     for leaves in _chunks(network, len(tree.leaf)):
         splits = splits_above(tree, depth, start, leaves)
         low, high, void = _cut(splits, lb, ub, len(leaves))
@@ -164,17 +193,10 @@ def _prove(network: ExactNetwork, tree: Tree, disjunct: Disjunct, lb: Tensor, ub
         rows = torch.tensor(disjunct.rows[tree.row[leaves]]).unsqueeze(1)
         bound = lower_bound(network, len(network.steps), rows, region, relaxations, multipliers).numpy()[:, 0]
         # rounding down once more pays for adding the offset
-        margin = np.nextafter(bound + disjunct.offsets[tree.row[leaves]], -np.inf)
-        empty = void | crossed
-        proved = empty | ((margin > 0) & np.isfinite(margin))
-        if not proved.all():
-            first = np.flatnonzero(~proved)[0]
-            raise ProofError(
-                f"a leaf is not proved: row {tree.row[leaves[first]]} at node {tree.leaf[leaves[first]]} is bounded by "
-                f"{margin[first]:.6g} only, which is not above 0"
-            )
-        least = min([least, *margin[~empty].tolist()])
-    return least
+        margins = np.nextafter(bound + disjunct.offsets[tree.row[leaves]], -np.inf)
+        margins[~np.isfinite(margins)] = -np.inf
+        margins[void | crossed] = np.inf
+        yield leaves, margins
 
 
 def _chunks(network: ExactNetwork, leaves: int) -> Iterator[Array]:
