@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ from proofs import KINDS, network_of, random_tree, root_only, shape_of, single, 
 from torch import nn
 
 from robustkit.bounds import BoundedNetwork, BoundMethod
+from robustkit.verifiers import checker, sound_bounds
 from robustkit.verifiers.certificate import Array, Ball, Box, Certificate, Disjunct, Leaf, Node, Split, Tree
-from robustkit.verifiers.checker import check
+from robustkit.verifiers.checker import box_of, check
 from robustkit.verifiers.network_reader import read_network
 
 
@@ -230,6 +232,33 @@ def test_the_whole_real_ball_is_covered() -> None:
     model[0].bias.data = torch.tensor([0.0, middle], dtype=torch.float64)  # margin x - middle
     assert not check(root_only(model, Ball(x, eps, 0), 1), model).proved
     assert check(root_only(model, Ball(x, eps - 2 * (shrunk - real), 0), 1), model).proved
+
+
+def test_the_box_of_a_ball_holds_the_real_ball_and_little_more() -> None:
+    x = np.random.default_rng(0).random(200).astype(np.float32)
+    for eps in (0.1, 8 / 255, 1e-9):
+        lb, ub = (one[0].tolist() for one in box_of(Ball(x, eps, 0)))
+        for centre, low, high in zip(x.tolist(), lb, ub, strict=True):
+            real = (
+                max(Fraction(centre) - Fraction(eps), Fraction(0)),
+                min(Fraction(centre) + Fraction(eps), Fraction(1)),
+            )
+            assert real[0] - Fraction(1e-15) <= low <= real[0]
+            assert real[1] <= high <= real[1] + Fraction(1e-15)
+
+
+@pytest.mark.parametrize("kind", ["conv", "residual_named"])
+def test_how_much_is_worked_on_at_once_changes_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rng = network_of(kind), np.random.default_rng(0)
+    lb, ub = np.full((1, 6, 6), 0.4), np.full((1, 6, 6), 0.6)
+    claim = Box(lb, ub, single([1.0, -1.0, 0.5, 0.0], 50.0))
+    proof = Certificate.build(model, claim, [random_tree(read_network(model, (1, 6, 6)), lb, ub, rng, 5)])
+    whole = check(proof, model)
+    for module in (checker, sound_bounds):
+        monkeypatch.setattr(module, "BUDGET", 2000)
+    parts = check(proof, model)
+    assert (whole.proved, parts.proved) == (True, True)
+    assert parts.margin == pytest.approx(whole.margin, abs=1e-9)
 
 
 def test_overflow_proves_nothing() -> None:

@@ -5,7 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from proofs import KINDS, network_of, shape_of, tiny, values
 from torch import Tensor, nn
@@ -38,6 +38,8 @@ reals = st.floats(-1e6, 1e6, allow_subnormal=True)
 
 
 @settings(deadline=None)
+@example((-1e-10, 1e6), 0.0, 0.5, 0.5)
+@example((-1e6, 1e-10), 0.5, 0.5, 0.5)
 @given(st.tuples(reals, reals), st.sampled_from([0.0, 0.1, 0.5, 1.0]), st.floats(0, 1), st.floats(0, 1))
 def test_lines_hold_an_activation_in_exact_arithmetic(
     ends: tuple[float, float], slope: float, low: float, share: float
@@ -162,9 +164,35 @@ def test_sums_of_many_terms_are_not_overrated() -> None:
 
 def test_magnitudes_beyond_reason_prove_nothing() -> None:
     layer = nn.Linear(1, 1).double().eval()
-    layer.weight.data.fill_(1e200)
-    network = read_network(nn.Sequential(layer, nn.ReLU(), layer), (1,))
-    region = enclose(network, torch.zeros(1, 1, dtype=torch.float64), torch.ones(1, 1, dtype=torch.float64))
+    layer.weight.data.fill_(1e95)
+    layer.bias.data.fill_(1.0)
+    network = read_network(nn.Sequential(layer, nn.ReLU(), nn.Linear(1, 1)), (1,))
+    lb = torch.ones(1, 1, dtype=torch.float64)
+    region = enclose(network, lb, lb)
     rows = torch.ones(1, 1, 1, dtype=torch.float64)
     lines = [adaptive(one, region.lower[value], region.upper[value]) for one, value in network.activations()]
     assert not lower_bound(network, 3, rows, region, lines).item() > -torch.inf
+    assert lower_bound(network, 1, rows, region, lines).item() > 0  # the input itself is small
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_long_sums_are_below_the_exact_ones(seed: int) -> None:
+    """What the input alone adds, and what coefficients that cancel add, each where nothing else could cover it."""
+    rng = np.random.default_rng(seed)
+    layer = nn.Linear(30, 40).double()
+    weight = rng.normal(size=(40, 30)) * 1e6
+    weight[20:] = -weight[:20] + rng.normal(size=(20, 30)) * 1e-6  # the columns all but cancel under a row of ones
+    layer.weight.data, layer.bias.data = torch.tensor(weight), torch.tensor(np.tile(rng.normal(size=20), 2))
+    layer.bias.data[20:] *= -1
+    network = read_network(layer.eval(), (30,))
+    lb = torch.tensor(rng.normal(size=(1, 30)))
+    ub = lb + torch.tensor(rng.random(30))
+    region = enclose(network, lb, ub)
+    ones = torch.ones(1, 1, 40, dtype=torch.float64)
+    bound = Fraction(lower_bound(network, 1, ones, region, []).item())
+    assert bound <= exact_bound(network, ones, [], lb, ub, [])
+    row = torch.tensor(rng.normal(size=(1, 1, 30)))
+    alone = lower_bound(network, 0, row, region, [])
+    empty = ExactNetwork(shapes=[(30,)])
+    true = exact_bound(empty, row, [], lb, ub, [])
+    assert true - Fraction(1e-12) <= Fraction(alone.item()) <= true

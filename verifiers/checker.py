@@ -108,7 +108,7 @@ def _least_margin(certificate: Certificate, model: nn.Module) -> float:
     if not (torch.full((64,), 2.0**-1074, dtype=torch.float64) * 1.0 > 0).all():
         raise ProofError("expected arithmetic with gradual underflow, got flushing to zero; switch it off")
     network = read_network(model, claim.x.shape if isinstance(claim, Ball) else claim.lb.shape)
-    lb, ub = _box(claim)
+    lb, ub = box_of(claim)
     disjuncts = _disjuncts(claim, network.size(len(network.steps)))
     if not len(disjuncts) == len(certificate.trees) > 0:
         raise ProofError(f"expected a tree for each of {len(disjuncts)} disjuncts, got {len(certificate.trees)}")
@@ -123,8 +123,18 @@ def _least_margin(certificate: Certificate, model: nn.Module) -> float:
     return min(margins)
 
 
-def _box(claim: Ball | Box) -> tuple[Tensor, Tensor]:
-    """Give the box of a claim as float64 rows of shape ``(1, n)``; that of a ball is rounded outward."""
+def box_of(claim: Ball | Box) -> tuple[Tensor, Tensor]:
+    """Form the box that a claim is about.
+
+    Args:
+        claim: a ball is rounded outward in float64 and cut to the pixel range.
+
+    Returns:
+        ``lb, ub``, float64 of shape ``(1, n)``: every real point of the claim lies between them.
+
+    Raises:
+        ProofError: the sample of a ball lies outside the pixel range.
+    """
     if isinstance(claim, Ball):
         x = claim.x.astype(np.float64).reshape(1, -1)
         if not ((x >= claim.lower) & (x <= claim.upper)).all():

@@ -217,7 +217,8 @@ def enclose(network: ExactNetwork, lb: Tensor, ub: Tensor) -> Region:
             low, high = lower[0], upper[0]
         else:
             low, high = _down(lower[0] + lower[1]), _up(upper[0] + upper[1])
-        low, high = low.where(low.isfinite(), -torch.inf), high.where(high.isfinite(), torch.inf)
+        # also where a sum overflowed on its way
+        low, high = low.where(low.abs() <= LARGEST, -torch.inf), high.where(high.abs() <= LARGEST, torch.inf)
         region.slack.append(slack)
         region.lower.append(low)
         region.upper.append(high)
