@@ -8,10 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from proofs import network_of, root_only, single, split_all, tiny
 from torch import nn
 
+from robustkit.cli import cli
 from robustkit.errors import RobustkitError, UsageError
+from robustkit.models import ModelCard, load_checkpoint, make_model, save_checkpoint
 from robustkit.verifiers.certificate import Ball, Box, Certificate, Disjunct, Leaf, Node, Split, Tree, model_digest
 from robustkit.verifiers.certificate_file import load_certificate, save_certificate
 from robustkit.verifiers.checker import check, check_file
@@ -254,3 +257,52 @@ def test_python_objects_in_a_file_are_not_loaded(tmp_path: Path) -> None:
         archive.writestr("header.npy", buffer.getvalue())
     with pytest.raises(RobustkitError, match="damaged or no certificate"):
         load_certificate(path)
+
+
+def trained(folder: Path) -> tuple[Path, Path]:
+    """A run directory with a network for digits, and a certificate of an easy sample."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = make_model("mlp", (1, 8, 8), 10).eval()
+    card = ModelCard("mlp", (1, 8, 8), 10, "digits", (0.0,), (1.0,), "natural", 0.0, 0)
+    save_checkpoint(folder / "run", model, card)
+    x = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    gaps = model(x).detach().topk(2).values
+    best = int((gaps[:, 0] - gaps[:, 1]).argmax())
+    claim = Ball(x[best].numpy(), 1e-3, int(model(x[best : best + 1]).argmax()))
+    save_certificate(folder / "proof.npz", root_only(model, claim, 9))
+    return folder / "run", folder / "proof.npz"
+
+
+def test_the_check_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, proof = trained(tmp_path)
+    weights = str(run / "model.safetensors")
+    for network in (["--run", str(run)], ["--model", "mlp", "--checkpoint", weights, "--dataset", "digits"]):
+        done = CliRunner().invoke(cli, ["check", str(proof), *network])
+        assert done.exit_code == 0, done.output
+        assert done.output.startswith("PROVED label ")
+        assert "least margin 0." in done.output
+        assert "9 leaves" in done.output
+
+
+def test_the_check_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, proof = trained(tmp_path)
+    model, card = load_checkpoint(run)
+    with torch.no_grad():
+        next(model.parameters())[0, 0] += 1e-6
+    save_checkpoint(tmp_path / "other", model, card)
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(proof.read_bytes()[:-40])
+    cases = {
+        (str(proof), "other"): "Error: REFUSED label",
+        (str(cut), "run"): "damaged or no certificate",
+        ("absent.npz", "run"): "found none",
+        (str(proof), "nowhere"): "expected a run directory",
+    }
+    for (path, folder), reason in cases.items():
+        done = CliRunner().invoke(cli, ["check", path, "--run", str(tmp_path / folder)])
+        assert done.exit_code == 1
+        assert reason in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1

@@ -91,6 +91,11 @@ class Ball:
                 f"[{self.lower}, {self.upper}]; correct the claim"
             )
 
+    @property
+    def summary(self) -> str:
+        """What is claimed, in a few words."""
+        return f"label {self.label} within eps {self.eps:.6g} of a sample of shape {self.x.shape}"
+
 
 @dataclass(frozen=True, eq=False)
 class Box:
@@ -111,6 +116,11 @@ class Box:
         _expect("ub", self.ub, np.float64)
         if self.lb.shape != self.ub.shape or not (self.lb <= self.ub).all():
             raise UsageError("expected lb <= ub of one shape, got a box that is empty; give a box that holds points")
+
+    @property
+    def summary(self) -> str:
+        """What is claimed, in a few words."""
+        return f"none of {len(self.disjuncts)} unsafe disjuncts over a box of {self.lb.size} inputs"
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Checked:
         leaves: number of leaves, of all trees.
         seconds: taken.
         reason: why it is not proved; empty where it is.
+        claim: what was to be proved, in a few words; empty where it cannot be read.
     """
 
     proved: bool
@@ -58,6 +59,7 @@ class Checked:
     leaves: int
     seconds: float
     reason: str = ""
+    claim: str = ""
 
 
 def check_file(path: str | Path, model: nn.Module) -> Checked:
@@ -89,13 +91,14 @@ def check(certificate: Certificate, model: nn.Module) -> Checked:
         ``proved`` only where the claim is true. Else ``reason`` says what is missing; it may be true.
     """
     began = time.perf_counter()
-    leaves = sum(len(one.leaf) for one in certificate.trees)
+    margin, reason = float("nan"), ""
     try:
         with torch.inference_mode(), np.errstate(all="ignore"):
             margin = _least_margin(certificate, model)
     except RobustkitError as error:
-        return Checked(False, float("nan"), leaves, time.perf_counter() - began, str(error))
-    return Checked(True, margin, leaves, time.perf_counter() - began)
+        reason = str(error)
+    leaves = sum(len(one.leaf) for one in certificate.trees)
+    return Checked(margin > 0, margin, leaves, time.perf_counter() - began, reason, certificate.claim.summary)
 
 
 def _least_margin(certificate: Certificate, model: nn.Module) -> float:
