@@ -48,6 +48,15 @@ def test_multipliers_prove_what_splits_alone_do_not() -> None:
     assert "bounded by -0.4 only" in half.reason
 
 
+def test_multipliers_go_from_the_root_down() -> None:
+    nodes = [Node(), Node(0, Split.ACTIVE, 0, 1), Node(0, Split.INACTIVE, 0, 1)]
+    nodes += [Node(1, Split.ACTIVE, 0, 0), Node(1, Split.INACTIVE, 0, 0)]
+    for first, second, proved in ((0.0, 1.0, True), (1.0, 0.0, False)):
+        leaves = [Leaf(2), Leaf(4, 0, [first, second]), Leaf(3)]  # x + 4 <= 0 holds nowhere
+        checked = check(Certificate.build(HINGE, INTERVAL, [Tree.build(nodes, leaves)]), HINGE)
+        assert checked.proved == proved
+
+
 def test_slopes_are_those_of_the_certificate() -> None:
     lines = [np.array([slope, 1.0]) for slope in (0.0, 0.25, 1.0)]
     lifted = replace(INTERVAL, disjuncts=single([1.0], 2.0))  # slope s: s x - x + 2.1 - (1 - s) at x = 1
@@ -81,6 +90,8 @@ def test_one_row_of_a_disjunct_is_enough_and_each_leaf_names_its_own() -> None:
     lifted = (Disjunct(both[0].rows, np.array([1e-12, 1e-12])),)
     checked = check(Certificate.build(identity, replace(claim, disjuncts=lifted), [tree]), identity)
     assert 0 < checked.margin <= 1e-12
+    uneven = (Disjunct(both[0].rows, np.array([1.0, -0.1])),)  # unsafe from -0.1 down to -1
+    assert not check(Certificate.build(identity, replace(claim, disjuncts=uneven), [tree]), identity).proved
 
 
 @pytest.mark.parametrize("kind", KINDS)
