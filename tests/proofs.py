@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from robustkit.models import Normalize
 from robustkit.models.named import Residual
-from robustkit.verifiers.certificate import Array, Ball, Box, Certificate, Disjunct, Leaf, Node, Split, Tree
-from robustkit.verifiers.checker import leaf_margins
+from robustkit.verifiers.certificate import Certificate, Leaf, Node, Split, Tree
+from robustkit.verifiers.claims import Array, Ball, Box, Disjunct
 from robustkit.verifiers.exact_network import Activation, Dense, ExactNetwork
+from robustkit.verifiers.leaves import leaf_margins
 from robustkit.verifiers.network_reader import read_network
 from robustkit.verifiers.sound_bounds import enclose
 

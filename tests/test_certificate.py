@@ -15,9 +15,10 @@ from torch import nn
 from robustkit.cli import cli
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models import ModelCard, load_checkpoint, make_model, save_checkpoint
-from robustkit.verifiers.certificate import Ball, Box, Certificate, Disjunct, Leaf, Node, Split, Tree, model_digest
+from robustkit.verifiers.certificate import Certificate, Leaf, Node, Split, Tree, model_digest
 from robustkit.verifiers.certificate_file import load_certificate, save_certificate
 from robustkit.verifiers.checker import check, check_file
+from robustkit.verifiers.claims import Ball, Box, Disjunct
 
 LB, UB = np.array([-0.3, -0.3]), np.array([0.3, 0.3])
 

@@ -15,6 +15,10 @@ from robustkit.verifiers.network_reader import read_network
 
 TRUSTED = (
     "checker",
+    "leaves",
+    "activation_lines",
+    "rounding",
+    "claims",
     "proof_tree",
     "sound_bounds",
     "exact_network",

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from proofs import KINDS, network_of, shape_of, tiny, values
 from torch import Tensor, nn
 
+from robustkit.verifiers.activation_lines import Relaxation, adaptive, parallel, relax
 from robustkit.verifiers.exact_network import Activation, Dense, ExactNetwork
 from robustkit.verifiers.network_reader import read_network
-from robustkit.verifiers.sound_bounds import Relaxation, adaptive, enclose, lower_bound, parallel, relax
+from robustkit.verifiers.sound_bounds import enclose, lower_bound
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "odd"])

@@ -18,7 +18,8 @@ import numpy as np
 
 from robustkit.errors import RobustkitError
 from robustkit.files import replacing
-from robustkit.verifiers.certificate import Array, Ball, Box, Certificate, Disjunct, Tree, array_digest
+from robustkit.verifiers.certificate import Certificate, Tree
+from robustkit.verifiers.claims import Array, Ball, Box, Disjunct, array_digest
 
 VERSION = 1
 PARTS = ("parent", "kind", "layer", "neuron", "threshold", "leaf", "row", "beta")

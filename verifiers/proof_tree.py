@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from robustkit.errors import RobustkitError
-from robustkit.verifiers.certificate import Array, Split, Tree
+from robustkit.verifiers.certificate import Split, Tree
+from robustkit.verifiers.claims import Array
 from robustkit.verifiers.exact_network import ExactNetwork
 
 

@@ -1,12 +1,6 @@
-"""Bounds of a network over boxes whose every rounding error is accounted for; the arithmetic under the proof checker.
+"""Bounds of a network over boxes whose every rounding error is accounted for (``rounding``).
 
-All numbers are float64, rounded to nearest, with ``u = 2^-53``. A sum of n products, added in any order, with fused
-operations or without, is off by at most ``gamma_n * sum |a_i b_i|``, ``gamma_n = n u / (1 - n u)``, plus 2^-1075 for
-each product that underflows (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed., Sec. 3.1). Wherever such
-a radius is computed, it is twice what is needed: the other half pays for the rounding of the radius itself, which is
-a few ``gamma_n`` of it, far below one half.
-
-**Backward pass.** What is kept is an inequality, ``target >= A . z + c - r`` for all inputs of the box, where the
+In a backward pass what is kept is an inequality, ``target >= A . z + c - r`` for all inputs of the box, where the
 float64 numbers ``A`` are exact by definition: no error travels through coefficients. An operation computes a new ``A'``
 that is not quite what it should be; since ``|z| <= H`` is known, the difference ``D`` costs at most ``|D| . H``, which
 is added to ``r`` on the spot. For ``z = W h + b`` that is ``gamma |A| (|W| H)``, one dot product with a vector that is
@@ -21,22 +15,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustkit.verifiers.activation_lines import Relaxation, adaptive, parallel
 from robustkit.verifiers.exact_network import Activation, Dense, ExactNetwork, Scale
-
-UNIT = 2.0**-53
-UNDERFLOW = 2.0**-600
-"""At least what underflow may take away in one step: up to 2^60 products of 2^-1075 each, times ``LARGEST``."""
-
-LARGEST = 2.0**300
-"""Magnitude of values beyond which nothing is proved."""
+from robustkit.verifiers.rounding import LARGEST, UNDERFLOW, UNIT, down, gamma, up
 
 BUDGET = 2**22
 """Numbers in the largest array of coefficients that is worked on at once."""
-
-
-def gamma(terms: int) -> float:
-    """Give twice Higham's ``gamma_n``, and more, for sums of ``terms`` products and eight operations around them."""
-    return 2.0 * (terms + 8) * UNIT
 
 
 @dataclass(frozen=True)
@@ -62,53 +46,6 @@ class Region:
         slack = [None if one is None else one[boxes] for one in self.slack]
         lower, upper, size = ([one[boxes] for one in kind] for kind in (self.lower, self.upper, self.size))
         return Region(lower, upper, size, slack)
-
-
-@dataclass(frozen=True)
-class Relaxation:
-    """Lines that hold an activation over ``[l, u]``: ``low * z <= f(z) <= high * z + offset``; each ``(B, n)``."""
-
-    low: Tensor
-    high: Tensor
-    offset: Tensor
-
-
-def relax(activation: Activation, lb: Tensor, ub: Tensor, low: Tensor) -> Relaxation:
-    """Choose the lines of an activation.
-
-    Any slope is exact, for the offset is computed from the slope that is used. Below, ``low * z <= f(z)`` for all z and
-    ``low`` in [slope, 1]. Above, ``f(z) - high * z`` is convex, so its maximum lies at an end: there it is
-    ``(high - slope) * -z`` for ``z <= 0`` and ``(1 - high) * z`` for ``z >= 0``, products of two numbers of at least 0.
-
-    Args:
-        activation: ReLU or leaky ReLU.
-        lb: least inputs, shape ``(B, n)``.
-        ub: greatest inputs.
-        low: wanted slopes of the lower lines, used where the activation is unstable; moved into [slope, 1].
-
-    Returns:
-        The lines.
-    """
-    slope = activation.slope
-    ends = [torch.where(z > 0, z, slope * z) for z in (lb, ub)]
-    secant = ((ends[1] - ends[0]) / (ub - lb)).nan_to_num(nan=1.0, posinf=1.0, neginf=1.0).clamp(slope, 1.0)
-    high, low = (one.where(lb < 0, torch.ones_like(one)) for one in (secant, low.clamp(slope, 1.0)))
-    high, low = (one.where(ub > 0, torch.full_like(one, slope)) for one in (high, low))
-    gaps = [torch.where(z > 0, (1.0 - high) * z, (high - slope) * -z) for z in (lb, ub)]
-    offset = torch.maximum(*gaps)
-    # two roundings, each below 2^-52 of the result unless it underflows; exact where there is nothing to round
-    offset = offset.where((lb >= 0) | (ub <= 0), offset * (1 + 2.0**-50) + UNDERFLOW)
-    return Relaxation(low, high, offset)
-
-
-def adaptive(activation: Activation, lb: Tensor, ub: Tensor) -> Relaxation:
-    """Relax with the lower line that leaves the smaller area: slope 1 where ``u > -l``, else the least."""
-    return relax(activation, lb, ub, (ub > -lb).double())
-
-
-def parallel(activation: Activation, lb: Tensor, ub: Tensor) -> Relaxation:
-    """Relax with lower lines parallel to the upper ones."""
-    return relax(activation, lb, ub, relax(activation, lb, ub, torch.zeros_like(lb)).high)
 
 
 def lower_bound(
@@ -176,7 +113,7 @@ def _concretise(a: Tensor, constant: Tensor, radius: Tensor, region: Region) -> 
     least = _dot(a.clamp(min=0), region.lower[0]) + _dot(a.clamp(max=0), region.upper[0])
     total = constant + least
     radius = radius + gamma(2 * a.shape[2]) * _dot(a.abs(), region.size[0]) + 2 * UNIT * total.abs() + UNDERFLOW
-    return _down(total - radius)
+    return down(total - radius)
 
 
 def enclose(network: ExactNetwork, lb: Tensor, ub: Tensor) -> Region:
@@ -206,17 +143,17 @@ def enclose(network: ExactNetwork, lb: Tensor, ub: Tensor) -> Region:
                 operation.times(positive, one) + operation.times(negative, other) + operation.bias
                 for one, other in ((lower[0], upper[0]), (upper[0], lower[0]))
             ]
-            low, high = _down(ends[0] - slack - UNDERFLOW), _up(ends[1] + slack + UNDERFLOW)
+            low, high = down(ends[0] - slack - UNDERFLOW), up(ends[1] + slack + UNDERFLOW)
         elif isinstance(operation, Activation):
             low, high = _refine(network, inputs[0], region, kinds)
             for kind, choose in zip(kinds, (adaptive, parallel), strict=True):
                 kind.append(choose(operation, low, high))
-            low = torch.where(low < 0, _down(operation.slope * low) if operation.slope else 0.0, low)
-            high = torch.where(high < 0, _up(operation.slope * high) if operation.slope else 0.0, high)
+            low = torch.where(low < 0, down(operation.slope * low) if operation.slope else 0.0, low)
+            high = torch.where(high < 0, up(operation.slope * high) if operation.slope else 0.0, high)
         elif len(inputs) == 1:
             low, high = lower[0], upper[0]
         else:
-            low, high = _down(lower[0] + lower[1]), _up(upper[0] + upper[1])
+            low, high = down(lower[0] + lower[1]), up(upper[0] + upper[1])
         # also where a sum overflowed on its way
         low, high = low.where(low.abs() <= LARGEST, -torch.inf), high.where(high.abs() <= LARGEST, torch.inf)
         region.slack.append(slack)
@@ -270,11 +207,3 @@ def _size(lower: Tensor, upper: Tensor) -> Tensor:
     """Give the greatest magnitude; infinity where it is too large to reason about, which then proves nothing."""
     size = torch.maximum(lower.abs(), upper.abs())
     return size.where(size <= LARGEST, torch.inf)
-
-
-def _down(bound: Tensor) -> Tensor:
-    return torch.nextafter(bound, torch.full_like(bound, -torch.inf))
-
-
-def _up(bound: Tensor) -> Tensor:
-    return torch.nextafter(bound, torch.full_like(bound, torch.inf))
