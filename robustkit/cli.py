@@ -16,6 +16,7 @@ from robustkit.errors import RobustkitError, UsageError
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import nn
 
     from robustkit.config import Config
     from robustkit.handbook import Page
@@ -254,6 +255,26 @@ def evaluate(**typed: Any) -> None:
 
 
 @cli.command()
+@click.argument("certificate", type=click.Path(path_type=Path))
+@subject_options
+@data_options
+@compute_options
+@config_options
+def check(certificate: Path, **typed: Any) -> None:
+    """Check again, independently of what found it, that a CERTIFICATE proves its claim of a network.
+
+    Bounds are computed anew in float64, on the CPU, with every rounding error accounted for. Exit code 1 where the
+    claim is not proved.
+    """
+    from robustkit.verifiers.checker import check_file
+
+    found = check_file(certificate, _model(typed))
+    if not found.proved:
+        raise Failure(f"REFUSED {found.claim or certificate}: {found.reason}", 1)
+    click.echo(f"PROVED {found.claim}: least margin {found.margin:.6g}, {found.leaves} leaves, {found.seconds:.1f} s")
+
+
+@cli.command()
 @click.option("--natural", required=True, metavar="DIR", help="Run of an accurate network.")
 @click.option("--robust", required=True, metavar="DIR", help="Run of the network that certificates rest on.")
 @click.option("--weight", type=float, default=0.8, show_default=True, help="Of the robust network, in (0, 1].")
@@ -433,6 +454,18 @@ def _network(typed: dict[str, Any], own: dict[str, Any]) -> Network:
     run = Run(Path(typed["run_path"])) if typed["run_path"] else latest_run(RUNS)
     base = {**plain(run.config()), "device": "auto"}
     return open_run(run, configuration(base, _overrides(typed, own)))
+
+
+def _model(typed: dict[str, Any]) -> nn.Module:
+    """Open a network alone; one that was trained here needs no data for it."""
+    from robustkit.models import load_checkpoint
+    from robustkit.runs import Run, latest_run
+
+    if not typed["checkpoint"] and not typed["model"]:
+        run = Run(Path(typed["run_path"])) if typed["run_path"] else latest_run(RUNS)
+        if run.trained:
+            return load_checkpoint(run.path)[0]
+    return _network({**typed, "out": None}, {}).model
 
 
 def _figures(network: Network, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:

@@ -1,0 +1,172 @@
+"""The trusted half of complete verification: whoever found a proof, and however, this decides whether it is one.
+
+It believes nothing but the claim. It forms the box itself, reads the network itself, bounds every activation itself,
+makes sure that the leaves cover the box, and bounds the row of every leaf with the slopes and multipliers that it is
+given, each of which is sound whatever it is; rounding is accounted for (``sound_bounds``). It shares no code with the
+bounds that searches use, and it needs no gradients. What remains to be trusted is this file, ``proof_tree``,
+``leaves``, ``sound_bounds``, ``activation_lines``, ``rounding``, ``exact_network``, ``network_reader`` and the claim's
+own form in ``claims``; Python; and float64 arithmetic that rounds to nearest in numpy and torch on a CPU, where
+convolutions of float64 are matrix products.
+
+What is proved is about the network in real arithmetic with the parameters as they are stored; a float32 execution of it
+may differ by its own rounding.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robustkit.errors import RobustkitError
+from robustkit.verifiers.certificate import Certificate, Split, Tree, model_digest
+from robustkit.verifiers.certificate_file import load_certificate
+from robustkit.verifiers.claims import Ball, Box, Disjunct, claim_digest
+from robustkit.verifiers.exact_network import ExactNetwork
+from robustkit.verifiers.leaves import leaf_margins
+from robustkit.verifiers.network_reader import read_network
+from robustkit.verifiers.proof_tree import ProofError, check_tree
+from robustkit.verifiers.sound_bounds import Region, enclose
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checker found.
+
+    Attributes:
+        proved: the claim of the certificate holds.
+        margin: least lower bound over all leaves that are not empty; infinite where all are, NaN where not proved.
+        leaves: number of leaves, of all trees.
+        seconds: taken.
+        reason: why it is not proved; empty where it is.
+        claim: what was to be proved, in a few words; empty where it cannot be read.
+    """
+
+    proved: bool
+    margin: float
+    leaves: int
+    seconds: float
+    reason: str = ""
+    claim: str = ""
+
+
+def check_file(path: str | Path, model: nn.Module) -> Checked:
+    """Read a certificate and check it.
+
+    Args:
+        path: the file.
+        model: the network it is about, in eval mode.
+
+    Returns:
+        What was found; a file that cannot be read proves nothing.
+    """
+    began = time.perf_counter()
+    try:
+        certificate = load_certificate(path)
+    except RobustkitError as error:
+        return Checked(False, float("nan"), 0, time.perf_counter() - began, str(error))
+    return check(certificate, model)
+
+
+def check(certificate: Certificate, model: nn.Module) -> Checked:
+    """Decide whether a certificate proves its claim of a network.
+
+    Args:
+        certificate: the claim and its proof.
+        model: the network it is about, in eval mode.
+
+    Returns:
+        ``proved`` only where the claim is true. Else ``reason`` says what is missing; it may be true.
+    """
+    began = time.perf_counter()
+    margin, reason = float("nan"), ""
+    try:
+        with torch.inference_mode(), np.errstate(all="ignore"):
+            margin = _least_margin(certificate, model)
+    except RobustkitError as error:
+        reason = str(error)
+    leaves = sum(len(one.leaf) for one in certificate.trees)
+    return Checked(margin > 0, margin, leaves, time.perf_counter() - began, reason, certificate.claim.summary)
+
+
+def _least_margin(certificate: Certificate, model: nn.Module) -> float:
+    """Prove every tree, or raise."""
+    claim = certificate.claim
+    if claim_digest(claim) != certificate.input:
+        raise ProofError("expected the claim that was signed, got another: the certificate was changed")
+    if model_digest(model) != certificate.model:
+        raise ProofError("expected the network of the certificate, got one with other parameters; give the right one")
+    if not (torch.full((64,), 2.0**-1074, dtype=torch.float64) * 1.0 > 0).all():
+        raise ProofError("expected arithmetic with gradual underflow, got flushing to zero; switch it off")
+    network = read_network(model, claim.x.shape if isinstance(claim, Ball) else claim.lb.shape)
+    lb, ub = box_of(claim)
+    disjuncts = _disjuncts(claim, network.size(len(network.steps)))
+    if not len(disjuncts) == len(certificate.trees) > 0:
+        raise ProofError(f"expected a tree for each of {len(disjuncts)} disjuncts, got {len(certificate.trees)}")
+    for tree, disjunct in zip(certificate.trees, disjuncts, strict=True):
+        check_tree(tree, network, len(disjunct.rows))
+    plain = any(not _cuts_inputs(tree) for tree in certificate.trees)
+    root = enclose(network, lb, ub) if plain else None
+    margins = [
+        _prove(network, tree, disjunct, lb, ub, None if _cuts_inputs(tree) else root)
+        for tree, disjunct in zip(certificate.trees, disjuncts, strict=True)
+    ]
+    return min(margins)
+
+
+def box_of(claim: Ball | Box) -> tuple[Tensor, Tensor]:
+    """Form the box that a claim is about.
+
+    Args:
+        claim: a ball is rounded outward in float64 and cut to the pixel range.
+
+    Returns:
+        ``lb, ub``, float64 of shape ``(1, n)``: every real point of the claim lies between them.
+
+    Raises:
+        ProofError: the sample of a ball lies outside the pixel range.
+    """
+    if isinstance(claim, Ball):
+        x = claim.x.astype(np.float64).reshape(1, -1)
+        if not ((x >= claim.lower) & (x <= claim.upper)).all():
+            raise ProofError(f"expected a sample in [{claim.lower}, {claim.upper}], got one outside")
+        lb = np.maximum(np.nextafter(x - claim.eps, -np.inf), claim.lower)
+        ub = np.minimum(np.nextafter(x + claim.eps, np.inf), claim.upper)
+    else:
+        lb, ub = claim.lb.reshape(1, -1), claim.ub.reshape(1, -1)
+    return torch.tensor(lb), torch.tensor(ub)
+
+
+def _disjuncts(claim: Ball | Box, outputs: int) -> tuple[Disjunct, ...]:
+    """Spell out what a claim rules out."""
+    if isinstance(claim, Box):
+        if any(one.rows.shape[1] != outputs for one in claim.disjuncts):
+            raise ProofError(f"expected rows over {outputs} outputs, got others; give one entry per output")
+        return claim.disjuncts
+    if claim.label >= outputs:
+        raise ProofError(f"expected a label below {outputs}, got {claim.label}")
+    unit = np.eye(outputs)
+    others = [other for other in range(outputs) if other != claim.label]
+    return tuple(Disjunct(unit[[claim.label]] - unit[[other]], np.zeros(1)) for other in others)
+
+
+def _cuts_inputs(tree: Tree) -> bool:
+    return bool((tree.kind >= Split.BELOW).any())
+
+
+def _prove(network: ExactNetwork, tree: Tree, disjunct: Disjunct, lb: Tensor, ub: Tensor, root: Region | None) -> float:
+    """Prove every leaf of a checked tree, or raise; give the least margin."""
+    least = float("inf")
+    for leaves, margins in leaf_margins(network, tree, disjunct, lb, ub, root=root):
+        if not (margins > 0).all():
+            first = leaves[np.flatnonzero(~(margins > 0))[0]]
+            raise ProofError(
+                f"a leaf is not proved: row {tree.row[first]} at node {tree.leaf[first]} is bounded by "
+                f"{margins[~(margins > 0)][0]:.6g} only, which is not above 0"
+            )
+        least = min(least, float(margins.min()))
+    return least
