@@ -123,8 +123,15 @@ def test_proofs_are_kept_where_they_are_best() -> None:
         outcome.prove(torch.tensor([2]), torch.tensor([2.5]))
 
 
-@pytest.mark.parametrize("name", sorted(VERIFIERS))
-@pytest.mark.parametrize("kind", networks.KINDS)
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (kind, name)
+        for kind in networks.KINDS
+        for name in sorted(VERIFIERS)
+        if name != "complete" or kind in ("mlp", "conv", "batch_norm")
+    ],
+)
 def test_nothing_is_verified_where_a_point_is_wrong(kind: str, name: str) -> None:
     model = balanced(kind)
     x, y = samples(model)
@@ -232,7 +239,7 @@ def test_a_layer_without_bounds_is_refused_by_name(name: str) -> None:
         make_verifier(name).prepare(model, networks.inputs(1))
 
 
-@pytest.mark.parametrize("name", sorted(VERIFIERS))
+@pytest.mark.parametrize("name", sorted(set(VERIFIERS) - {"complete"}))
 def test_a_bound_that_lies_about_the_sample_itself_is_found_out(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = scaled("conv", 0.1)  # every margin lies below 1
     x, y = samples(model)

@@ -11,13 +11,25 @@ from robustkit.errors import UsageError, unknown_name
 from robustkit.verifiers.base import Outcome, Verifier, Verify
 from robustkit.verifiers.bound import BoundVerifier
 from robustkit.verifiers.cascade import Cascade
+from robustkit.verifiers.complete import Complete
 from robustkit.verifiers.evaluate import verify_batches
 
-__all__ = ["VERIFIERS", "BoundVerifier", "Cascade", "Outcome", "Verifier", "Verify", "make_verifier", "verify_batches"]
+__all__ = [
+    "VERIFIERS",
+    "BoundVerifier",
+    "Cascade",
+    "Complete",
+    "Outcome",
+    "Verifier",
+    "Verify",
+    "make_verifier",
+    "verify_batches",
+]
 
-VERIFIERS: dict[str, type[BoundVerifier] | type[Cascade]] = {
+VERIFIERS: dict[str, type[BoundVerifier] | type[Cascade] | type[Complete]] = {
     **dict.fromkeys((bound.value for bound in BoundMethod), BoundVerifier),
     Cascade.name: Cascade,
+    Complete.name: Complete,
 }
 """Every verifier by name; a bound method's name stands for the verifier of that bound alone."""
 
@@ -37,8 +49,9 @@ def make_verifier(name: str, options: Mapping[str, Any] | None = None) -> Verifi
     """
     if name not in VERIFIERS:
         raise unknown_name("verifier", name, VERIFIERS)
-    if VERIFIERS[name] is Cascade:
-        return build(Cascade, options or {}, f"verify.options.{name}")
+    if name in (Cascade.name, Complete.name):
+        verifier: Verifier = build(VERIFIERS[name], options or {}, f"verify.options.{name}")
+        return verifier
     if options:
         raise UsageError(f"expected no options for verifier {name!r}, got {', '.join(options)}; remove them")
     return BoundVerifier(BoundMethod(name))

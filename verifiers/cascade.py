@@ -57,7 +57,7 @@ class Cascade:
 
         def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
             outcome = Outcome.begin(model, x, y)
-            _apply_attack(outcome, model, attack, x, y, ball, index)
+            apply_attack(outcome, model, attack, x, y, ball, index)
             for bound in self.bounds:
                 if bound not in refused:
                     try:
@@ -79,9 +79,20 @@ class Cascade:
 
 
 @torch.no_grad()
-def _apply_attack(
+def apply_attack(
     outcome: Outcome, model: nn.Module, attack: Attack, x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None
 ) -> None:
+    """Attack the samples that nothing has settled yet, and note which of them break.
+
+    Args:
+        outcome: of the whole batch; filled in.
+        model: in eval mode.
+        attack: searches.
+        x: inputs, shape ``(B, ...)``.
+        y: labels, shape ``(B,)``.
+        ball: the ball around each input.
+        index: positions in the test set, shape ``(B,)``.
+    """
     rows = outcome.left()
     if not len(rows):
         return
