@@ -21,7 +21,10 @@ from robustkit.vnncomp import (
     Answer,
     Result,
     Row,
+    Solve,
+    baseline,
     check_published,
+    complete,
     decide,
     read_instances,
     read_results,
@@ -88,15 +91,27 @@ def test_the_baseline_finds_and_refutes(small: OnnxNetwork) -> None:
 
 
 def test_every_disjunct_must_be_refuted(small: OnnxNetwork) -> None:
-    decision = decide(small, asked("(assert (or (>= Y_0 2.1) (>= Y_1 0.6)))"), 60, solve)
+    either = asked("(assert (or (>= Y_0 2.1) (>= Y_1 0.6)))")
+    assert decide(small, either, 60, solve).verdict is Result.UNSAT
+    decision = decide(small, either, 60, baseline.solve)
     assert decision.verdict is Result.UNKNOWN
     assert "1 disjuncts not refuted" in decision.reason
     assert decide(small, asked("(assert (and (>= Y_0 2.1) (>= Y_1 0.6)))"), 60, solve).verdict is Result.UNSAT
     assert decide(small, asked(OPEN), 1e-9, solve).verdict is Result.TIMEOUT
 
 
+def by_neurons(model: nn.Module, query: Query, timeout: float) -> Answer:
+    """Complete search that splits ReLUs although inputs are few."""
+    return complete.solve(model, query, timeout)
+
+
+@pytest.mark.parametrize("solve", [baseline.solve, complete.solve, by_neurons], ids=["baseline", "inputs", "neurons"])
 @pytest.mark.parametrize("seed", range(6))
-def test_the_baseline_never_contradicts_dense_sampling(seed: int, tmp_path: Path) -> None:
+def test_no_verdict_contradicts_dense_sampling(
+    seed: int, solve: Solve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if solve is by_neurons:
+        monkeypatch.setattr(complete, "FEW_INPUTS", 0)
     torch.manual_seed(seed)
     export_onnx(nn.Sequential(nn.Linear(2, 6), nn.ReLU(), nn.Linear(6, 2)), (2,), tmp_path / "n.onnx")
     random = read_onnx(tmp_path / "n.onnx")
@@ -107,6 +122,8 @@ def test_the_baseline_never_contradicts_dense_sampling(seed: int, tmp_path: Path
     for limit in (least - 0.01, least + 1e-4, (least + most) / 2):
         verdict = decide(random, asked(f"(assert (<= Y_0 {limit:.12f}))"), 60, solve).verdict
         assert verdict is not (Result.UNSAT if limit > least else Result.SAT)
+        if solve is not baseline.solve and abs(limit - least) > 5e-3:
+            assert verdict is (Result.SAT if limit > least else Result.UNSAT), "complete: it decides"
 
 
 def test_several_boxes(small: OnnxNetwork) -> None:
@@ -315,8 +332,8 @@ def test_the_command_line_runs_a_benchmark(folder: Path) -> None:
     command = ["vnncomp", str(folder / "instances.csv"), "--out", str(folder / "r.csv")]
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines()[1].split() == ["2026_tiny", "3", "2", "1", "1", "1", "-", "-"]
-    assert [row.result for row in read_results(folder / "r.csv")] == ["sat", "unsat", "unknown"]
+    assert done.output.splitlines()[1].split() == ["2026_tiny", "3", "3", "2", "1", "0", "-", "-"]
+    assert [row.result for row in read_results(folder / "r.csv")] == ["sat", "unsat", "unsat"]
     published(folder, a="sat", b="sat")
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == 3

@@ -162,10 +162,13 @@ class Backward:
         zero = specification.new_zeros(specification.shape[:2])
         return self._bounded(Rows(specification, zero, zero), len(self.layers), self.relaxations[-1])
 
-    def to_input(self, specification: Tensor) -> Rows:
-        """Give ``C @ outputs`` as bounds that are linear in the inputs; only lower ones unless lines are parallel."""
+    def to_input(self, specification: Tensor, relaxation: Relaxation = Relaxation.PARALLEL) -> Rows:
+        """Give bounds of ``C @ outputs`` that are linear in the inputs; only lower ones unless lines are parallel.
+
+        The relaxation is one of those that hidden layers were bounded by.
+        """
         zero = specification.new_zeros(specification.shape[:2])
-        return self._back(Rows(specification, zero, zero), len(self.layers), self.relaxations[-1])
+        return self._back(Rows(specification, zero, zero), len(self.layers), relaxation)
 
     def concretised(self, rows: Rows) -> Box:
         """Take the least and the greatest value over the box, each ``(G, R)``."""
@@ -217,7 +220,10 @@ class Backward:
             _put(one, places, torch.cat(part)[chosen])
             for one, part in zip((lb, ub), zip(*parts, strict=True), strict=True)
         )
-        return (torch.maximum(lb, low), torch.minimum(ub, high)) if len(self.relaxations) > 1 else (low, high)
+        if len(self.relaxations) > 1:
+            low, high = torch.maximum(lb, low), torch.minimum(ub, high)
+        # Rounding makes the bounds of tiny boxes cross; in order they hold, crossed they turn intervals inside out.
+        return torch.minimum(low, high), torch.maximum(low, high)
 
     def _tightest(self, at: int, groups: Tensor, neurons: Tensor) -> Box:
         """Bound neurons of the input of a ReLU by every relaxation, and take the best."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from robustkit.vnncomp.baseline import solve
 from robustkit.vnncomp.benchmark import run_benchmark
+from robustkit.vnncomp.complete import solve
 from robustkit.vnncomp.decision import Answer, Counterexample, Decision, Result, Solve, decide, replay
 from robustkit.vnncomp.instances import Instance, Row, read_instances, read_results
 from robustkit.vnncomp.published import Summary, check_published, summarise

@@ -45,7 +45,7 @@ def solve(model: nn.Module, query: Query, timeout: float) -> Answer:
         if time.monotonic() > deadline:
             return Answer(Result.TIMEOUT, reason=f"before {method.value}")
         try:
-            network = network or BoundedNetwork(model, _box(query)[0])
+            network = network or BoundedNetwork(model, box_of(query)[0])
             left = _unrefuted(network, query, left, method)
         except UnsupportedLayerError as error:
             refused += f"; {error}"
@@ -75,7 +75,7 @@ def attack(model: nn.Module, query: Query, deadline: float) -> Array | None:
 
 
 def _descend(model: nn.Module, query: Query, unsafe: tuple[Disjunct, ...], deadline: float) -> Array | None:
-    lower, upper = _box(query)
+    lower, upper = box_of(query)
     draw = torch.Generator().manual_seed(0)
     share = torch.rand(STARTS, *lower.shape[1:], generator=draw)
     share[0] = 0.5
@@ -116,7 +116,7 @@ def _padded(unsafe: tuple[Disjunct, ...]) -> tuple[Tensor, Tensor]:
 
 def _unrefuted(network: BoundedNetwork, query: Query, unsafe: list[Disjunct], method: BoundMethod) -> list[Disjunct]:
     """Give the disjuncts that a bound does not refute."""
-    lower, upper = _box(query)
+    lower, upper = box_of(query)
     rows = torch.from_numpy(np.concatenate([one.rows for one in unsafe])).float()
     bounds, _ = network.output_bounds(lower, upper, rows[None], method, upper=False)
     sizes = [len(one.offsets) for one in unsafe]
@@ -124,7 +124,7 @@ def _unrefuted(network: BoundedNetwork, query: Query, unsafe: list[Disjunct], me
     return [one for one, least in zip(unsafe, parts, strict=True) if not (least + one.offsets > 0.0).any()]
 
 
-def _box(query: Query) -> tuple[Tensor, Tensor]:
+def box_of(query: Query) -> tuple[Tensor, Tensor]:
     """Give the corners in float32, rounded outwards, as a batch of one."""
     corners = []
     for exact, towards in ((query.lower, -np.inf), (query.upper, np.inf)):

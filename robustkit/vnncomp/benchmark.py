@@ -10,7 +10,7 @@ from pathlib import Path
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.files import replacing
 from robustkit.progress import Reporter, working
-from robustkit.vnncomp.baseline import solve as baseline
+from robustkit.vnncomp.complete import solve as complete
 from robustkit.vnncomp.decision import Solve
 from robustkit.vnncomp.instances import ERROR, Instance, Row, read_results, write_results
 from robustkit.vnncomp.workers import work_off
@@ -19,7 +19,7 @@ COUNTEREXAMPLES = "counterexamples"
 
 
 def run_benchmark(
-    instances: Sequence[Instance], out: Path, reporter: Reporter, *, solve: Solve = baseline, jobs: int = 1
+    instances: Sequence[Instance], out: Path, reporter: Reporter, *, solve: Solve = complete, jobs: int = 1
 ) -> list[Row]:
     """Decide the instances that have no result yet, and write each result down as it comes.
 

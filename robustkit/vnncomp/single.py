@@ -6,12 +6,12 @@ from pathlib import Path
 
 from robustkit.errors import UsageError
 from robustkit.models import read_onnx
-from robustkit.vnncomp.baseline import solve as baseline
+from robustkit.vnncomp.complete import solve as complete
 from robustkit.vnncomp.decision import Result, Solve, decide
 from robustkit.vnnlib import load_property
 
 
-def decide_files(onnx: Path, vnnlib: Path, timeout: float, solve: Solve = baseline) -> list[str]:
+def decide_files(onnx: Path, vnnlib: Path, timeout: float, solve: Solve = complete) -> list[str]:
     """Decide one instance.
 
     Args:
