@@ -23,7 +23,7 @@ from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
 from robustkit.verifiers import Complete, make_verifier
 from robustkit.verifiers.certificate import Certificate
-from robustkit.verifiers.checker import check
+from robustkit.verifiers.checker import check, check_file
 from robustkit.verifiers.claims import Ball
 from robustkit.verifiers.search import Limits, search
 
@@ -169,6 +169,22 @@ def test_a_time_limit_leaves_unknown_with_its_reason() -> None:
         reasons += [reason for verdict, reason in verdicts if verdict is Verdict.UNKNOWN]
     assert reasons
     assert all(reason.startswith("time limit; ") and "branches, bound -" in reason for reason in reasons)
+
+
+def test_proofs_are_kept_for_the_check_command(tmp_path: Path) -> None:
+    model, x = networks.make("mlp"), networks.inputs(4)
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    verify = Complete(certificates=str(tmp_path)).prepare(model, x[:1])
+    outcome = verify(x, y, LinfBall(0.01), torch.tensor([7, 8, 9, 10]))
+    proved = [row for row, one in enumerate(outcome.verdicts()) if one is Verdict.VERIFIED]
+    assert proved
+    assert sorted(one.name for one in tmp_path.iterdir()) == sorted(f"sample-{7 + row}-eps0.01.npz" for row in proved)
+    kept = tmp_path / f"sample-{7 + proved[0]}-eps0.01.npz"
+    assert check_file(kept, model).proved
+    with torch.no_grad():
+        model[1].weight[0, 0] += 1e-6
+    assert not check_file(kept, model).proved
 
 
 def test_unchecked_proofs_are_told_apart() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Verify
 from robustkit.verifiers.cascade import apply_attack
 from robustkit.verifiers.certificate import Certificate
+from robustkit.verifiers.certificate_file import save_certificate
 from robustkit.verifiers.checker import check
 from robustkit.verifiers.claims import Ball
 from robustkit.verifiers.search import Found, Limits, search
@@ -39,6 +41,7 @@ class Complete:
         timeout: seconds for each sample, above 0.
         batch: branches bounded together.
         recheck: check every proof; else all of them are ``complete (float)``.
+        certificates: folder to keep the proofs in for ``robustkit check``; empty to keep none.
     """
 
     name: ClassVar[str] = "complete"
@@ -46,6 +49,7 @@ class Complete:
     timeout: float = 60.0
     batch: int = 256
     recheck: bool = True
+    certificates: str = ""
 
     def __post_init__(self) -> None:
         if self.attack not in ATTACKS:
@@ -70,7 +74,8 @@ class Complete:
             outcome = Outcome.begin(model, x, y)
             apply_attack(outcome, model, attack, x, y, ball, index)
             for row in outcome.left().tolist():
-                self._decide(outcome, model, layers, row, x[row : row + 1], y[row : row + 1], ball)
+                number = row if index is None else int(index[row])
+                self._decide(outcome, model, layers, row, x[row : row + 1], y[row : row + 1], ball, number)
             outcome.verdicts()
             return outcome
 
@@ -85,6 +90,7 @@ class Complete:
         x: Tensor,
         y: Tensor,
         ball: LinfBall,
+        number: int,
     ) -> None:
         """Search the ball of one sample, and write down what came of it."""
         began = time.monotonic()
@@ -98,7 +104,10 @@ class Complete:
             outcome.reason[row] = f"{found.reason}; {len(found.proof.parent):,} branches, bound {found.lower:.4g}"
         else:
             outcome.prove(here, torch.tensor([found.lower], device=x.device))
-            sure = self.recheck and _holds(model, found, network, x, y, ball)
+            certificate = _certificate(model, found, network, x, y, ball)
+            if self.certificates:
+                save_certificate(Path(self.certificates) / f"sample-{number}-eps{ball.eps:.4g}.npz", certificate)
+            sure = self.recheck and check(certificate, model).proved
             outcome.settled_by[row] = self.name if sure else f"{self.name} (float)"
         outcome.seconds[row] += time.monotonic() - began
 
@@ -122,9 +131,11 @@ def _search(
     return search(network, rows, rows.new_zeros(len(rows)), look, limits), network
 
 
-def _holds(model: nn.Module, found: Found, network: SplitNetwork, x: Tensor, y: Tensor, ball: LinfBall) -> bool:
+def _certificate(
+    model: nn.Module, found: Found, network: SplitNetwork, x: Tensor, y: Tensor, ball: LinfBall
+) -> Certificate:
     claim = Ball(x[0].cpu().numpy(), ball.eps, int(y), ball.lower, ball.upper)
-    return check(Certificate.build(model, claim, found.proof.trees(network)), model).proved
+    return Certificate.build(model, claim, found.proof.trees(network))
 
 
 def _classes(layers: Sequence[nn.Module]) -> int:
