@@ -57,8 +57,10 @@ def _by_inputs(
     """Halve boxes along the input that moves the outputs most, until each refutes every disjunct.
 
     How much an input moves them is read from parallel lines: with other lower lines a coefficient may be zero although
-    its input is what makes the lines loose.
+    its input is what makes the lines loose. The share of its width that is left counts as much, so that no input is cut
+    to nothing while another, whose part is hidden in the lines, stays whole. Own design.
     """
+    whole = (box[1] - box[0]).flatten(1).clamp(min=torch.finfo(torch.float32).tiny)
     rows, offsets, groups = _stacked(query)
     lower, upper = box
     while len(lower):
@@ -75,8 +77,9 @@ def _by_inputs(
         if broken is not None:
             return Answer(Result.SAT, broken)
         if bool(open_.any()):
-            influence = backward.to_input(specification).coefficients.flatten(2).abs().sum(1) * radius.flatten(1)
-            low, high = _halves(low[open_], high[open_], influence[open_].argmax(1))
+            moves = backward.to_input(specification).coefficients.flatten(2).abs().sum(1) * radius.flatten(1)
+            score = _shares(moves) + _shares(radius.flatten(1) / whole)
+            low, high = _halves(low[open_], high[open_], score[open_].argmax(1))
             lower, upper = torch.cat([low, later[0]]), torch.cat([high, later[1]])
         else:
             lower, upper = later
@@ -106,6 +109,11 @@ def _by_neurons(
         verdict = Result.TIMEOUT if found.reason == "time limit" else Result.UNKNOWN
         return Answer(verdict, reason=f"{found.reason}, bound {found.lower:.4g}")
     return Answer(Result.UNSAT)
+
+
+def _shares(values: Tensor) -> Tensor:
+    """Divide each row by its sum."""
+    return values / values.sum(1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
 
 
 def _stacked(query: Query) -> tuple[Tensor, Tensor, Tensor]:
