@@ -216,7 +216,7 @@ def resealed(path: Path, edit: Any, *, arrays: dict[str, Any] | None = None) -> 
 @pytest.mark.parametrize(
     ("edit", "arrays", "reason"),
     [
-        (lambda h: h.update(version=2), {}, "version 1, got 2"),
+        (lambda h: h.update(version=1), {}, "version 2, got 1"),
         (lambda h: h.update(kind="ball"), {}, "was changed"),
         (lambda h: h.update(model="0" * 64), {}, "was changed"),
         (lambda h: h.update(disjuncts=0), {}, "was changed"),

@@ -3,6 +3,7 @@
 import itertools
 import time
 from pathlib import Path
+from typing import Any
 
 import networks
 import numpy as np
@@ -13,9 +14,8 @@ from torch import Tensor, nn
 
 from robustkit.attacks import PGD
 from robustkit.bounds import BoundedNetwork, BoundMethod
-from robustkit.bounds.branches import SplitNetwork
-from robustkit.bounds.chain import Statistics, chain_of
-from robustkit.bounds.symbolic import Backward, Relaxation
+from robustkit.bounds.branches import Branches, SplitNetwork
+from robustkit.bounds.graph import trace
 from robustkit.errors import UnsupportedLayerError, UsageError
 from robustkit.margins import logit_margins, margin_specification, worst_margin
 from robustkit.models import load_weights, make_model
@@ -24,8 +24,9 @@ from robustkit.verdict import Verdict
 from robustkit.verifiers import Complete, make_verifier
 from robustkit.verifiers.certificate import Certificate
 from robustkit.verifiers.checker import check, check_file
-from robustkit.verifiers.claims import Ball
+from robustkit.verifiers.claims import Ball, Box, Disjunct
 from robustkit.verifiers.search import Limits, search
+from robustkit.verifiers.search_proof import hidden_slopes
 
 
 def tiny(seed: int, inputs: int = 3, hidden: tuple[int, int] = (4, 3), classes: int = 3) -> nn.Sequential:
@@ -67,18 +68,13 @@ def exact_minimum(model: nn.Sequential, row: Tensor, lb: Tensor, ub: Tensor) -> 
 @torch.no_grad()
 def decide(model: nn.Sequential, x: Tensor, ball: LinfBall, row: Tensor, offset: float) -> tuple[str, bool]:
     """Search for ``row @ f + offset <= 0`` in a ball: what was found, and whether the checker agrees with a proof."""
-    layers = chain_of(model, x)
-    assert layers is not None
-    lb, ub = ball.box(x)
-    both = (Relaxation.PARALLEL, Relaxation.ADAPTIVE)
-    backward = Backward(layers, ((ub + lb) / 2, (ub - lb) / 2), Statistics(), relaxations=both, unstable_only=True)
+    network = SplitNetwork(trace(model, x), *ball.box(x), tighten=5)
 
     def look(points: Tensor) -> Tensor | None:
         points = ball.project(points, x)
         broken = model(points) @ row + offset <= 0
         return points[broken][:1] if bool(broken.any()) else None
 
-    network = SplitNetwork(layers, backward, Statistics())
     found = search(network, row[None], torch.tensor([offset]), look, Limits(time.monotonic() + 60, batch=16))
     if found.x is not None:
         return "broken", False
@@ -96,7 +92,7 @@ def test_thresholds_just_beside_the_exact_minimum_are_never_decided_wrongly(seed
         assert decide(model, x, ball, row, -least - gap)[0] == "broken"
 
 
-@pytest.mark.parametrize("kind", ["mlp", "conv", "batch_norm"])
+@pytest.mark.parametrize("kind", ["mlp", "conv", "batch_norm", "residual", "average_pool", "leaky_relu"])
 def test_verdicts_hold_against_attacks_and_every_proof_is_checked_again(kind: str) -> None:
     model, x = networks.make(kind), networks.inputs(12)
     with torch.no_grad():
@@ -111,7 +107,8 @@ def test_verdicts_hold_against_attacks_and_every_proof_is_checked_again(kind: st
             seen.add(verdict)
             if verdict is Verdict.VERIFIED:
                 assert attacked.margin[row] > 0
-                assert outcome.settled_by[row] == "complete", "the checker agrees"
+                unread = " (float)" if kind == "residual" else ""  # the checker knows no forward of one's own
+                assert outcome.settled_by[row] == "complete" + unread
                 assert 0 < outcome.margin[row] <= attacked.margin[row] + 1e-4
             elif verdict is Verdict.FALSIFIED:
                 point = outcome.x_adv[row : row + 1]
@@ -120,7 +117,9 @@ def test_verdicts_hold_against_attacks_and_every_proof_is_checked_again(kind: st
                     assert worst_margin(logit_margins(model(point), y[row : row + 1]), y[row : row + 1]) <= 0
             else:
                 assert outcome.reason[row]
-    assert seen >= ({Verdict.VERIFIED} if kind == "conv" else {Verdict.VERIFIED, Verdict.FALSIFIED})
+    assert seen >= (
+        {Verdict.VERIFIED} if kind in ("conv", "residual", "average_pool") else {Verdict.VERIFIED, Verdict.FALSIFIED}
+    )
 
 
 def test_splits_prove_what_the_root_does_not() -> None:
@@ -142,20 +141,15 @@ def test_a_certificate_of_the_search_is_refused_for_another_eps() -> None:
     with torch.no_grad():
         y = model(x).argmax(dim=1)
         ball = LinfBall(0.002)
-        layers = chain_of(model, x)
-        assert layers is not None
-        lb, ub = ball.box(x)
-        both = (Relaxation.PARALLEL, Relaxation.ADAPTIVE)
-        backward = Backward(layers, ((ub + lb) / 2, (ub - lb) / 2), Statistics(), relaxations=both, unstable_only=True)
-        network = SplitNetwork(layers, backward, Statistics())
+        network = SplitNetwork(trace(model, x), *ball.box(x), tighten=5)
         rows = margin_specification(y, 4)[0][torch.arange(4) != y]
         found = search(network, rows, torch.zeros(3), lambda points: None, Limits(time.monotonic() + 20))
     assert not found.reason and found.lower > 0
-    trees = found.proof.trees(network)
+    trees, hidden = found.proof.trees(network), hidden_slopes(network)
     sample = x[0].numpy()
-    assert check(Certificate.build(model, Ball(sample, 0.002, int(y)), trees), model).proved
-    assert not check(Certificate.build(model, Ball(sample, 0.5, int(y)), trees), model).proved
-    assert not check(Certificate.build(model, Ball(sample, 0.002, (int(y) + 1) % 4), trees), model).proved
+    assert check(Certificate.build(model, Ball(sample, 0.002, int(y)), trees, hidden), model).proved
+    assert not check(Certificate.build(model, Ball(sample, 0.5, int(y)), trees, hidden), model).proved
+    assert not check(Certificate.build(model, Ball(sample, 0.002, (int(y) + 1) % 4), trees, hidden), model).proved
 
 
 def test_a_time_limit_leaves_unknown_with_its_reason() -> None:
@@ -169,6 +163,38 @@ def test_a_time_limit_leaves_unknown_with_its_reason() -> None:
         reasons += [reason for verdict, reason in verdicts if verdict is Verdict.UNKNOWN]
     assert reasons
     assert all(reason.startswith("time limit; ") and "branches, bound -" in reason for reason in reasons)
+
+
+def test_a_memory_limit_leaves_unknown_with_its_reason() -> None:
+    model, x, row = tiny(1, inputs=4, hidden=(12, 10)), torch.full((1, 4), 0.5), torch.tensor([1.0, -1.0, 0.0])
+    network = SplitNetwork(trace(model, x), *LinfBall(0.4).box(x))
+    least = network.bounded(network.whole(row[None], torch.zeros(1)), iterations=50).lower
+    limits = Limits(time.monotonic() + 60, batch=4, memory=1.0)
+    found = search(network, row[None], -least - 0.01, lambda points: None, limits)
+    assert found.reason == "memory limit of 1e-09 GB"
+
+
+def test_running_out_of_memory_halves_the_batch_and_the_proof_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x, ball, row = tiny(5), torch.full((1, 3), 0.5), LinfBall(0.3), torch.eye(3)[0]
+    lb, ub = ball.box(x)
+    network, bounded, sizes = SplitNetwork(trace(model, x), lb, ub), SplitNetwork.bounded, []
+
+    def scarce(self: SplitNetwork, branches: Branches, **settings: Any) -> Branches:
+        sizes.append(len(branches))
+        if len(branches) > 8:
+            raise torch.OutOfMemoryError("out of memory")
+        return bounded(self, branches, **settings)
+
+    monkeypatch.setattr(SplitNetwork, "bounded", scarce)
+    offset = torch.tensor([1e-2 - exact_minimum(model, row, lb[0], ub[0])])
+    found = search(network, row[None], offset, lambda points: None, Limits(time.monotonic() + 60, batch=64))
+    assert max(sizes) > 8
+    assert not found.reason
+    assert found.lower > 0
+    claim = Box(
+        lb[0].double().numpy(), ub[0].double().numpy(), (Disjunct(row[None].double().numpy(), offset.double().numpy()),)
+    )
+    assert check(Certificate.build(model, claim, found.proof.trees(network), hidden_slopes(network)), model).proved
 
 
 def test_proofs_are_kept_for_the_check_command(tmp_path: Path) -> None:
@@ -197,8 +223,8 @@ def test_unchecked_proofs_are_told_apart() -> None:
 
 
 def test_what_it_cannot_carry_and_options_that_cannot_be_meant_are_refused() -> None:
-    with pytest.raises(UnsupportedLayerError, match=r"branch and bound carries plain stacks .* use --method cascade"):
-        Complete().prepare(networks.make("leaky_relu"), networks.inputs(1))
+    with pytest.raises(UnsupportedLayerError, match=r"branch and bound cannot carry this network: no rule for Sigmoid"):
+        Complete().prepare(networks.make("sigmoid"), networks.inputs(1))
     with pytest.raises(UsageError, match="expected timeout above 0 seconds, got 0"):
         make_verifier("complete", {"timeout": 0.0})
     with pytest.raises(UsageError, match="expected batch of at least 4"):

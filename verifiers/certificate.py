@@ -167,6 +167,36 @@ class Tree:
 
 
 @dataclass(frozen=True, eq=False)
+class HiddenSlopes:
+    """Slopes by which neurons of an activation's input are bounded over the whole box.
+
+    Attributes:
+        layer: which activation.
+        neurons: of its input, int64, shape ``(m,)``.
+        columns: of each activation before it the ``k`` neurons whose slopes are given, int64, shape ``(k,)``.
+        alpha: of each activation before it the slopes in 255ths, uint8, shape ``(2 m, k)``: for the lower bounds of all
+            neurons, then for the upper ones.
+    """
+
+    layer: int
+    neurons: Array
+    columns: tuple[Array, ...]
+    alpha: tuple[Array, ...]
+
+    def __post_init__(self) -> None:
+        expect_array("neurons", self.neurons, np.int64, 1)
+        if not len(self.columns) == len(self.alpha) == self.layer:
+            raise UsageError(
+                f"expected slopes for {self.layer} layers, got {len(self.alpha)}; give one for each before"
+            )
+        for columns, alpha in zip(self.columns, self.alpha, strict=True):
+            expect_array("columns", columns, np.int64, 1)
+            expect_array("alpha", alpha, np.uint8, 2, 2 * len(self.neurons))
+            if alpha.shape[1] != len(columns):
+                raise UsageError(f"expected {len(columns)} slopes in a row, got {alpha.shape[1]}; give one per column")
+
+
+@dataclass(frozen=True, eq=False)
 class Certificate:
     """A claim, its proof, and what they are about.
 
@@ -175,17 +205,21 @@ class Certificate:
         trees: one for each disjunct of the claim.
         model: SHA-256 of the network's parameters and buffers, by ``model_digest``.
         input: SHA-256 of the claim, by ``claim_digest``.
+        hidden: slopes for hidden bounds over the whole box, for trees that do not cut inputs; in rising order.
     """
 
     claim: Ball | Box
     trees: tuple[Tree, ...]
     model: str
     input: str
+    hidden: tuple[HiddenSlopes, ...] = ()
 
     @classmethod
-    def build(cls, model: nn.Module, claim: Ball | Box, trees: Sequence[Tree]) -> Certificate:
+    def build(
+        cls, model: nn.Module, claim: Ball | Box, trees: Sequence[Tree], hidden: Sequence[HiddenSlopes] = ()
+    ) -> Certificate:
         """Bind a claim and its proof to a network."""
-        return cls(claim, tuple(trees), model_digest(model), claim_digest(claim))
+        return cls(claim, tuple(trees), model_digest(model), claim_digest(claim), tuple(hidden))
 
 
 def model_digest(model: nn.Module) -> str:

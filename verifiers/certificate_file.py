@@ -5,7 +5,9 @@
 of all the rest, which finds a damaged file. A ball has the array ``x``; a box has ``lb``, ``ub`` and of each disjunct
 ``d`` ``d.rows`` and ``d.offsets``. The tree of disjunct ``d`` is ``d.parent``, ``d.kind``, ``d.layer``,
 ``d.neuron``, ``d.threshold``, ``d.leaf``, ``d.row``, ``d.beta`` and of each activation layer ``k`` ``d.columns.k`` and
-``d.alpha.k``, as ``certificate.Tree`` describes them. Radii are written so that they are read back bit by bit.
+``d.alpha.k``, as ``certificate.Tree`` describes them. ``hidden`` lists the activations with slopes of their own; those
+of activation ``h`` are ``hidden.h.neurons``, ``hidden.h.columns.k`` and ``hidden.h.alpha.k``, as
+``certificate.HiddenSlopes`` describes them. Radii are written so that they are read back bit by bit.
 """
 
 from __future__ import annotations
@@ -18,10 +20,10 @@ import numpy as np
 
 from robustkit.errors import RobustkitError
 from robustkit.files import replacing
-from robustkit.verifiers.certificate import Certificate, Tree
+from robustkit.verifiers.certificate import Certificate, HiddenSlopes, Tree
 from robustkit.verifiers.claims import Array, Ball, Box, Disjunct, array_digest
 
-VERSION = 1
+VERSION = 2
 PARTS = ("parent", "kind", "layer", "neuron", "threshold", "leaf", "row", "beta")
 
 
@@ -74,6 +76,7 @@ def _pack(certificate: Certificate) -> tuple[dict[str, Any], dict[str, Array]]:
         "disjuncts": len(certificate.trees),
         "model": certificate.model,
         "input": certificate.input,
+        "hidden": [one.layer for one in certificate.hidden],
     }
     if isinstance(claim, Ball):
         header |= {name: float(getattr(claim, name)) for name in ("eps", "lower", "upper")} | {"label": claim.label}
@@ -86,6 +89,11 @@ def _pack(certificate: Certificate) -> tuple[dict[str, Any], dict[str, Array]]:
         arrays |= {f"{number}.{name}": getattr(tree, name) for name in PARTS}
         for layer, (columns, alpha) in enumerate(zip(tree.columns, tree.alpha, strict=True)):
             arrays |= {f"{number}.columns.{layer}": columns, f"{number}.alpha.{layer}": alpha}
+    for slopes in certificate.hidden:
+        name = f"hidden.{slopes.layer}"
+        arrays[f"{name}.neurons"] = slopes.neurons
+        for layer, (columns, alpha) in enumerate(zip(slopes.columns, slopes.alpha, strict=True)):
+            arrays |= {f"{name}.columns.{layer}": columns, f"{name}.alpha.{layer}": alpha}
     return header, arrays
 
 
@@ -102,14 +110,24 @@ def _unpack(header: dict[str, Any], arrays: dict[str, Array]) -> Certificate:
     else:
         raise ValueError(f"expected kind 'ball' or 'box', got {header['kind']!r}")
     trees = tuple(_tree(str(number), arrays) for number in range(count))
-    return Certificate(claim, trees, str(header["model"]), str(header["input"]))
+    hidden = tuple(
+        HiddenSlopes(layer, arrays.pop(f"hidden.{layer}.neurons"), *_slopes(f"hidden.{layer}", arrays))
+        for layer in header["hidden"]
+    )
+    return Certificate(claim, trees, str(header["model"]), str(header["input"]), hidden)
 
 
 def _tree(prefix: str, arrays: dict[str, Array]) -> Tree:
     nodes = {name: arrays.pop(f"{prefix}.{name}") for name in PARTS}
-    layers = sum(name.startswith(f"{prefix}.alpha.") for name in arrays)
-    columns = tuple(arrays.pop(f"{prefix}.columns.{layer}") for layer in range(layers))
-    return Tree(**nodes, columns=columns, alpha=tuple(arrays.pop(f"{prefix}.alpha.{layer}") for layer in range(layers)))
+    columns, alpha = _slopes(prefix, arrays)
+    return Tree(**nodes, columns=columns, alpha=alpha)
+
+
+def _slopes(prefix: str, arrays: dict[str, Array]) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+    """Take columns and slopes of every layer out of the arrays."""
+    layers = range(sum(name.startswith(f"{prefix}.alpha.") for name in arrays))
+    columns, alpha = (tuple(arrays.pop(f"{prefix}.{kind}.{one}") for one in layers) for kind in ("columns", "alpha"))
+    return columns, alpha
 
 
 def _content(header: dict[str, Any], arrays: dict[str, Array]) -> str:

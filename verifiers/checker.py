@@ -29,7 +29,7 @@ from robustkit.verifiers.claims import Ball, Box, Disjunct, claim_digest
 from robustkit.verifiers.exact_network import ExactNetwork
 from robustkit.verifiers.leaves import leaf_margins
 from robustkit.verifiers.network_reader import read_network
-from robustkit.verifiers.proof_tree import ProofError, check_tree
+from robustkit.verifiers.proof_tree import ProofError, check_hidden, check_tree
 from robustkit.verifiers.sound_bounds import Region, enclose
 
 
@@ -109,8 +109,9 @@ def _least_margin(certificate: Certificate, model: nn.Module) -> float:
         raise ProofError(f"expected a tree for each of {len(disjuncts)} disjuncts, got {len(certificate.trees)}")
     for tree, disjunct in zip(certificate.trees, disjuncts, strict=True):
         check_tree(tree, network, len(disjunct.rows))
+    check_hidden(certificate.hidden, network)
     plain = any(not _cuts_inputs(tree) for tree in certificate.trees)
-    root = enclose(network, lb, ub) if plain else None
+    root = enclose(network, lb, ub, certificate.hidden) if plain else None
     margins = [
         _prove(network, tree, disjunct, lb, ub, None if _cuts_inputs(tree) else root)
         for tree, disjunct in zip(certificate.trees, disjuncts, strict=True)

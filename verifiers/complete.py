@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -13,10 +12,8 @@ from torch import Tensor, nn
 
 from robustkit.attacks import ATTACKS, make_attack
 from robustkit.bounds.branches import SplitNetwork
-from robustkit.bounds.chain import Statistics, chain_of
-from robustkit.bounds.layers import check_layers
-from robustkit.bounds.symbolic import Backward, Relaxation, carries
-from robustkit.errors import UnsupportedLayerError, UsageError, unknown_name
+from robustkit.bounds.graph import Graph, trace
+from robustkit.errors import UsageError, unknown_name
 from robustkit.margins import correct, margin_specification
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Verify
@@ -26,6 +23,12 @@ from robustkit.verifiers.certificate_file import save_certificate
 from robustkit.verifiers.checker import check
 from robustkit.verifiers.claims import Ball
 from robustkit.verifiers.search import Found, Limits, search
+from robustkit.verifiers.search_proof import hidden_slopes
+
+TIGHTEN = 20
+"""Gradient steps on the lines of hidden bounds."""
+ROOT_SHARE = 0.3
+"""Share of the time after which no hidden bound is optimised any more."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,7 @@ class Complete:
 
     def prepare(self, model: nn.Module, example: Tensor) -> Verify:
         """Prepare for a model once; see ``Verifier``."""
-        check_layers(model)
-        layers = chain_of(model, example)
-        if layers is None or not carries(layers):
-            raise UnsupportedLayerError(
-                "branch and bound carries plain stacks of Linear, Conv2d, batch norm, ReLU and Flatten only; "
-                "use --method cascade"
-            )
+        graph = trace(model, example)
         attack = make_attack(self.attack, {})
 
         def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
@@ -75,7 +72,7 @@ class Complete:
             apply_attack(outcome, model, attack, x, y, ball, index)
             for row in outcome.left().tolist():
                 number = row if index is None else int(index[row])
-                self._decide(outcome, model, layers, row, x[row : row + 1], y[row : row + 1], ball, number)
+                self._decide(outcome, model, graph, row, x[row : row + 1], y[row : row + 1], ball, number)
             outcome.verdicts()
             return outcome
 
@@ -85,7 +82,7 @@ class Complete:
         self,
         outcome: Outcome,
         model: nn.Module,
-        layers: Sequence[nn.Module],
+        graph: Graph,
         row: int,
         x: Tensor,
         y: Tensor,
@@ -95,13 +92,13 @@ class Complete:
         """Search the ball of one sample, and write down what came of it."""
         began = time.monotonic()
         limits = Limits(began + self.timeout, self.batch)
-        found, network = _search(model, layers, x, y, ball, limits)
+        found, network = _search(model, graph, x, y, ball, limits)
         here = torch.tensor([row], device=x.device)
         if found.x is not None:
             outcome.falsified[here], outcome.x_adv[here] = True, found.x
             outcome.settled_by[row] = self.name
         elif found.reason:
-            outcome.reason[row] = f"{found.reason}; {len(found.proof.parent):,} branches, bound {found.lower:.4g}"
+            outcome.reason[row] = f"{found.reason}; {found.proof.nodes:,} branches, bound {found.lower:.4g}"
         else:
             outcome.prove(here, torch.tensor([found.lower], device=x.device))
             certificate = _certificate(model, found, network, x, y, ball)
@@ -114,13 +111,11 @@ class Complete:
 
 @torch.no_grad()
 def _search(
-    model: nn.Module, layers: Sequence[nn.Module], x: Tensor, y: Tensor, ball: LinfBall, limits: Limits
+    model: nn.Module, graph: Graph, x: Tensor, y: Tensor, ball: LinfBall, limits: Limits
 ) -> tuple[Found, SplitNetwork]:
-    lb, ub = ball.box(x)
-    statistics, both = Statistics(), (Relaxation.PARALLEL, Relaxation.ADAPTIVE)
-    box = ((ub + lb) * 0.5, (ub - lb) * 0.5)
-    network = SplitNetwork(layers, Backward(layers, box, statistics, relaxations=both, unstable_only=True), statistics)
-    specification = margin_specification(y, _classes(layers))[0]
+    began = time.monotonic()
+    network = SplitNetwork(graph, *ball.box(x), tighten=TIGHTEN, until=began + ROOT_SHARE * (limits.until - began))
+    specification = margin_specification(y, graph.shapes[-1][0])[0]
     rows = specification[torch.arange(len(specification), device=y.device) != y]
 
     def look(points: Tensor) -> Tensor | None:
@@ -135,10 +130,4 @@ def _certificate(
     model: nn.Module, found: Found, network: SplitNetwork, x: Tensor, y: Tensor, ball: LinfBall
 ) -> Certificate:
     claim = Ball(x[0].cpu().numpy(), ball.eps, int(y), ball.lower, ball.upper)
-    return Certificate.build(model, claim, found.proof.trees(network))
-
-
-def _classes(layers: Sequence[nn.Module]) -> int:
-    last = layers[-1]
-    assert isinstance(last, nn.Linear)  # a chain ends in one
-    return last.out_features
+    return Certificate.build(model, claim, found.proof.trees(network), hidden_slopes(network))

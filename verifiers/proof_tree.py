@@ -6,12 +6,13 @@ neuron, or both sides of one threshold of one input. A point on the border lies 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from robustkit.errors import RobustkitError
-from robustkit.verifiers.certificate import Split, Tree
+from robustkit.verifiers.certificate import HiddenSlopes, Split, Tree
 from robustkit.verifiers.claims import Array
 from robustkit.verifiers.exact_network import ExactNetwork
 
@@ -82,6 +83,23 @@ def check_tree(tree: Tree, network: ExactNetwork, rows: int) -> None:
     if not (tree.beta >= 0).all() or len(tree.beta) != depths(tree)[tree.leaf].sum():
         raise ProofError("expected a multiplier of at least 0 for each split above each leaf, got others")
     _check_slopes(tree, network)
+
+
+def check_hidden(hidden: Sequence[HiddenSlopes], network: ExactNetwork) -> None:
+    """Make sure that slopes of hidden bounds are about neurons that the network has.
+
+    Raises:
+        ProofError: they are not.
+    """
+    values = [value for _, value in network.activations()]
+    layers = [one.layer for one in hidden]
+    if layers != sorted(set(layers)) or not set(layers) <= set(range(len(values))):
+        raise ProofError(f"expected slopes of some of {len(values)} activations in rising order, got {layers}")
+    for one in hidden:
+        for places, value in zip((one.neurons, *one.columns), (values[one.layer], *values[: one.layer]), strict=True):
+            inside = ((places >= 0) & (places < network.size(value))).all()
+            if not inside or len(np.unique(places)) != len(places):
+                raise ProofError("expected slopes of distinct neurons that the network has, got others")
 
 
 def depths(tree: Tree) -> Array:

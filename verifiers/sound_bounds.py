@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustkit.verifiers.activation_lines import Relaxation, adaptive, parallel
+from robustkit.verifiers.activation_lines import Relaxation, adaptive, parallel, relax
+from robustkit.verifiers.certificate import HiddenSlopes
 from robustkit.verifiers.exact_network import Activation, Dense, ExactNetwork, Scale
 from robustkit.verifiers.rounding import LARGEST, UNDERFLOW, UNIT, down, gamma, up
 
@@ -116,16 +117,17 @@ def _concretise(a: Tensor, constant: Tensor, radius: Tensor, region: Region) -> 
     return down(total - radius)
 
 
-def enclose(network: ExactNetwork, lb: Tensor, ub: Tensor) -> Region:
+def enclose(network: ExactNetwork, lb: Tensor, ub: Tensor, hidden: Sequence[HiddenSlopes] = ()) -> Region:
     """Enclose every value of a network over boxes, in order.
 
     The input of every activation is bounded by intervals, and where that leaves it unstable by backward passes with
-    adaptive and with parallel lower lines; the three are intersected.
+    adaptive and with parallel lower lines, and with slopes that are given; all are intersected.
 
     Args:
         network: the operations.
         lb: least inputs, shape ``(B, n)``.
         ub: greatest inputs, none below ``lb``.
+        hidden: slopes for some neurons, by ``check_hidden``; only for a single box.
 
     Returns:
         The bounds of every value.
@@ -146,6 +148,9 @@ def enclose(network: ExactNetwork, lb: Tensor, ub: Tensor) -> Region:
             low, high = down(ends[0] - slack - UNDERFLOW), up(ends[1] + slack + UNDERFLOW)
         elif isinstance(operation, Activation):
             low, high = _refine(network, inputs[0], region, kinds)
+            for one in hidden:
+                if one.layer == operation.number and len(one.neurons):
+                    low, high = _refine_by(network, inputs[0], region, one)
             for kind, choose in zip(kinds, (adaptive, parallel), strict=True):
                 kind.append(choose(operation, low, high))
             low = torch.where(low < 0, down(operation.slope * low) if operation.slope else 0.0, low)
@@ -182,6 +187,31 @@ def _refine(
             low, high = bounds.where(bounds.isfinite(), -torch.inf).chunk(2, dim=1)
             lower[:, chunk] = torch.maximum(lower[:, chunk], low)
             upper[:, chunk] = torch.minimum(upper[:, chunk], -high)
+    region.lower[value], region.upper[value], region.size[value] = lower, upper, _size(lower, upper)
+    return lower, upper
+
+
+def _refine_by(network: ExactNetwork, value: int, region: Region, hidden: HiddenSlopes) -> tuple[Tensor, Tensor]:
+    """Intersect the bounds of some neurons with those by slopes that are given for each of them, and give all."""
+    lower, upper = region.lower[value].clone(), region.upper[value].clone()
+    before, neurons = network.activations()[: hidden.layer], torch.tensor(hidden.neurons)
+    units = torch.cat([torch.eye(len(neurons), dtype=torch.float64)] * 2)
+    units[len(neurons) :] *= -1.0
+    bounds = []
+    numbers = sum(network.size(one) for _, one in before) + network.size(value)
+    for chunk in torch.split(torch.arange(len(units)), max(1, BUDGET // (4 * numbers))):
+        rows = torch.zeros(len(chunk), 1, network.size(value), dtype=torch.float64)
+        rows[:, 0, neurons] = units[chunk]
+        relaxations = []
+        for (activation, at), columns, alpha in zip(before, hidden.columns, hidden.alpha, strict=True):
+            low, high = region.lower[at], region.upper[at]
+            slopes = (high > -low).double().repeat(len(chunk), 1)
+            slopes[:, torch.tensor(columns)] = torch.tensor(alpha[chunk.numpy()] / 255.0)
+            relaxations.append(relax(activation, low, high, slopes))
+        bounds.append(lower_bound(network, value, rows, region, relaxations)[:, 0])
+    low, high = torch.cat(bounds).chunk(2)
+    lower[0, neurons] = torch.maximum(lower[0, neurons], low.where(low.isfinite(), -torch.inf))
+    upper[0, neurons] = torch.minimum(upper[0, neurons], -high.where(high.isfinite(), -torch.inf))
     region.lower[value], region.upper[value], region.size[value] = lower, upper, _size(lower, upper)
     return lower, upper
 

@@ -6,19 +6,22 @@ with Lagrange multipliers beta; the lower lines of the neurons that are not spli
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from robustkit.bounds.chain import Statistics
-from robustkit.bounds.symbolic import Backward
+from robustkit.bounds.affine import Convolution, Dense, Pool
+from robustkit.bounds.graph import Activation, Graph, Sum
 
 LR_ALPHA, LR_BETA, DECAY = 0.1, 0.05, 0.98
+BUDGET = 2**24
+"""Numbers that the coefficients of hidden bounds may take at one value."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,15 @@ class Branches:
         """Join several sets of branches."""
         return cls(*(torch.cat([getattr(part, one.name) for part in parts]) for one in fields(cls)))
 
+    def to(self, device: torch.device | str) -> Branches:
+        """Move them to a device."""
+        return Branches(*(getattr(self, one.name).to(device) for one in fields(self)))
+
+    @property
+    def bytes(self) -> int:
+        """Memory that they take."""
+        return sum(getattr(self, one.name).nbytes for one in fields(self))
+
     def split(self, neuron: Tensor) -> Branches:
         """Split each branch at a neuron ``(D,)``: first all with its input at least zero, then all with it at most."""
         children = Branches.together([self, self])
@@ -70,48 +82,60 @@ class Branches:
 
 
 @dataclass(frozen=True)
-class _Unstable:
-    """The unstable neurons of one ReLU layer: their places in it, in the list of all, and their bounds."""
+class Unstable:
+    """The unstable neurons of one activation.
+
+    Attributes:
+        places: in the flattened value, shape ``(m,)``.
+        columns: in the list of all.
+        lb: least inputs, below zero, shape ``(m,)``.
+        ub: greatest inputs, above zero.
+        stable: slopes of all neurons where they are stable, shape ``(n,)``; of unstable ones nothing.
+        slope: of the activation below zero.
+    """
 
     places: Tensor
     columns: slice
     lb: Tensor
     ub: Tensor
-    active: Tensor
+    stable: Tensor
+    slope: float
 
 
 class SplitNetwork:
-    """A chain over one box, ready to bound its branches.
+    """A network over one box, ready to bound its branches.
+
+    The inputs of every activation are bounded by intervals, then linearly with parallel and with adaptive lines, and
+    those that stay unstable with lower lines optimised for each of them.
 
     Args:
-        layers: of the chain.
-        backward: hidden bounds over the box of one sample.
-        statistics: of batch norm.
+        graph: the network.
+        lb: lower corner, shape ``(1, ...)``.
+        ub: upper corner.
+        tighten: gradient steps on the lines of every hidden bound.
+        until: by the clock of ``time.monotonic``; no hidden bound is optimised later.
 
-    Source: Wang et al. 2021, arXiv 2103.06624 (beta-CROWN), Sec. 3.
+    Source: Wang et al. 2021, arXiv 2103.06624 (beta-CROWN), Sec. 3; Xu et al. 2021, arXiv 2011.13824 (alpha-CROWN).
     """
 
-    def __init__(self, layers: Sequence[nn.Module], backward: Backward, statistics: Statistics) -> None:
-        self.layers, self.statistics, self.shapes = layers, statistics, backward.shapes
-        self.centre, self.radius = backward.box[0], backward.box[1]
-        self.unstable: dict[int, _Unstable] = {}
-        count = 0
-        for at, (lb, ub) in backward.hidden.items():
-            low, high = lb.flatten(), ub.flatten()
-            places = ((low < 0) & (high > 0)).nonzero().flatten()
-            columns = slice(count, count + len(places))
-            self.unstable[at] = _Unstable(places, columns, low[places], high[places], (low >= 0).to(low))
-            count += len(places)
-        self.count = count
+    def __init__(self, graph: Graph, lb: Tensor, ub: Tensor, *, tighten: int = 0, until: float = math.inf) -> None:
+        self.graph, self.tighten, self.until = graph, tighten, until
+        self.centre, self.radius = (ub + lb) * 0.5, (ub - lb) * 0.5
+        self.unstable: dict[int, Unstable] = {}
+        self.slopes: dict[int, tuple[Tensor, Tensor]] = {}
+        """Of each activation by its step, neurons ``(m,)`` and the slopes that bound them from below and above,
+        ``(2 m, U)`` of all unstable neurons before, in 255ths."""
+        self.count = 0
+        self._bound_hidden(lb, ub)
 
     def places(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Give, of every unstable neuron, its layer (counted among the ReLUs) and its flat place there, ``(U,)``."""
+        """Give, of every unstable neuron, its activation (counted from 0) and its flat place there, ``(U,)``."""
         each = [one.places.cpu().numpy() for one in self.unstable.values()]
         layer = np.repeat(np.arange(len(each)), [len(one) for one in each])
         return layer, np.concatenate([*each, np.zeros(0, dtype=np.int64)])
 
     def with_fixed_signs(self, x: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the network with every ReLU replaced by what it does in a branch: an affine map.
+        """Compute the network with every activation replaced by what it does in a branch: an affine map.
 
         Args:
             x: inputs, shape ``(B, ...)``.
@@ -120,34 +144,34 @@ class SplitNetwork:
         Returns:
             The inputs of the unstable neurons, shape ``(B, U)``, and the outputs, shape ``(B, K)``.
         """
-        seen: list[Tensor] = []
-        for place, layer in enumerate(self.layers):
-            if isinstance(layer, nn.ReLU):
-                one, flat = self.unstable[place], x.flatten(1)
-                seen.append(flat[:, one.places])
-                on = one.active.index_copy(0, one.places, (sign[one.columns] > 0).to(one.active))
-                x = (flat * on).view_as(x)
-            else:
-                x = layer(x)
-        return torch.cat([*seen, x.new_zeros((len(x), 0))], dim=1), x
+        choose = {
+            at: one.stable.index_copy(0, one.places, torch.where(sign[one.columns] > 0, 1.0, one.slope))
+            for at, one in self.unstable.items()
+        }
+        values = self.graph.values(x, choose)
+        seen = [values[self.graph.steps[at].inputs[0]].flatten(1)[:, one.places] for at, one in self.unstable.items()]
+        return torch.cat([*seen, x.new_zeros((len(x), 0))], dim=1), values[-1]
 
     def whole(self, rows: Tensor, offsets: Tensor) -> Branches:
         """Give the box itself as branches, one for each row ``(D, K)`` with its offset ``(D,)``; not bounded yet."""
         size, device = len(rows), rows.device
-        slopes = [(one.ub > -one.lb).to(rows) for one in self.unstable.values()]
-        alpha = torch.cat([*slopes, rows.new_zeros(0)]).expand(size, -1).clone()
+        alpha = self._adaptive().expand(size, -1).clone()
         none = torch.zeros((size, self.count), device=device)
         lower = torch.full((size,), -torch.inf, device=device)
         worst = self.centre.expand(size, *self.centre.shape[1:]).clone()
         node = torch.arange(size, device=device)
         return Branches(rows, offsets, none.to(torch.int8), alpha, none, lower, none.clone(), worst, node)
 
-    def bounded(self, branches: Branches, *, iterations: int) -> Branches:
+    def bounded(
+        self, branches: Branches, *, iterations: int, start: int | None = None, until: float = math.inf
+    ) -> Branches:
         """Bound branches, optimising alpha and beta from where they are.
 
         Args:
             branches: to bound.
             iterations: gradient steps; 0 to bound as they are.
+            start: number of the value that rows are functions of; the outputs unless given.
+            until: by the clock of ``time.monotonic``; no further step is begun later.
 
         Returns:
             The same branches with the best bound found and what belongs to it.
@@ -158,9 +182,9 @@ class SplitNetwork:
         best: Branches | None = None
         for step in range(iterations + 1):
             last = step == iterations or not self.count
-            now, gradients = self._bound(branches, alpha, beta, ascend=not last)
+            now, gradients = self._bound(branches, alpha, beta, start, ascend=not last)
             best = now if best is None else _better(now, best)
-            if last or bool((best.lower > 0).all()):
+            if last or bool((best.lower > 0).all()) or time.monotonic() > until:
                 break
             pace = DECAY**step
             alpha = (alpha + LR_ALPHA * pace * _adam(gradients[0], moments[0], moments[1], step)).clamp(0.0, 1.0)
@@ -169,72 +193,150 @@ class SplitNetwork:
         return best
 
     def _bound(
-        self, branches: Branches, alpha: Tensor, beta: Tensor, *, ascend: bool
+        self, branches: Branches, alpha: Tensor, beta: Tensor, start: int | None, *, ascend: bool
     ) -> tuple[Branches, tuple[Tensor, ...]]:
         """Bound at fixed slopes and multipliers; and give the gradients to go on from there, if asked."""
         alpha, beta = (one.detach().requires_grad_(ascend) for one in (alpha, beta))
         with torch.set_grad_enabled(ascend):
-            lower, looseness, worst = self._lower(branches, alpha, beta)
+            lower, looseness, worst = self._lower(branches, alpha, beta, start)
             gradients = torch.autograd.grad(lower.sum(), [alpha, beta]) if ascend else ()
         lower = torch.where(lower.isnan(), -torch.inf, lower.detach())
         found = {"lower": lower, "looseness": looseness, "worst": worst.detach()}
         return replace(branches, alpha=alpha.detach(), beta=beta.detach(), **found), gradients
 
-    def _lower(self, branches: Branches, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _lower(
+        self, branches: Branches, alpha: Tensor, beta: Tensor, start: int | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Run every row back to the input: its lower bound, what each neuron's lines cost, and the worst point."""
-        given, constant = branches.row, branches.offset
-        looseness: list[Tensor] = []
-        for place in reversed(range(len(self.layers))):
-            layer = self.layers[place]
-            if isinstance(layer, nn.ReLU):
-                given, low, loose = self._past_relu(self.unstable[place], given, branches.sign, alpha, beta)
+        steps, shapes = self.graph.steps, self.graph.shapes
+        start = len(steps) if start is None else start
+        given = {start: branches.row.view(-1, *shapes[start])}
+        constant = branches.offset
+        looseness: dict[int, Tensor] = {}
+        for at in reversed(range(start)):
+            row = given.pop(at + 1, None)
+            if row is None:
+                continue
+            operation, inputs = steps[at].operation, steps[at].inputs
+            if isinstance(operation, Activation):
+                row, low, looseness[at] = self._past(self.unstable[at], row, branches.sign, alpha, beta)
                 constant = constant + low
-                looseness.insert(0, loose)
-            else:
-                given, shift = self._past_affine(layer, place, given)
-                constant = constant + shift
-        flat = given.flatten(1)
+            elif not isinstance(operation, Sum):
+                constant = constant + row.flatten(1) @ self._shift(at)
+                row = operation.back(row)
+            for value in inputs:
+                given[value] = given[value] + row if value in given else row
+        flat = given[0].flatten(1)
         lower = constant + flat @ self.centre.flatten() - flat.abs() @ self.radius.flatten()
-        worst = self.centre - self.radius * given.sign().view(-1, *self.centre.shape[1:])
-        return lower, torch.cat(looseness, dim=1) if looseness else flat[:, :0], worst
+        worst = self.centre - self.radius * given[0].sign()
+        none = flat.new_zeros((len(flat), 0))
+        costs = [looseness.get(at, flat.new_zeros((len(flat), len(one.places)))) for at, one in self.unstable.items()]
+        return lower, torch.cat([*costs, none], dim=1), worst
 
-    def _past_relu(
-        self, one: _Unstable, given: Tensor, sign: Tensor, alpha: Tensor, beta: Tensor
+    def _past(
+        self, one: Unstable, given: Tensor, sign: Tensor, alpha: Tensor, beta: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         shape, flat = given.shape, given.flatten(1)
         split, slope, multiplier = (each[:, one.columns] for each in (sign, alpha, beta))
-        chord = one.ub / (one.ub - one.lb)
-        on, free = (split > 0).to(flat), split == 0
-        upper, lower = torch.where(free, chord, on), torch.where(free, slope, on)
-        offset = torch.where(free, -one.lb * chord, 0.0)
+        chord = (one.ub - one.slope * one.lb) / (one.ub - one.lb)
+        on, free = torch.where(split > 0, 1.0, one.slope), split == 0
+        upper = torch.where(free, chord, on)
+        lower = torch.where(free, slope.clamp(min=one.slope) if one.slope else slope, on)
+        offset = torch.where(free, one.lb * (one.slope - chord), 0.0)
         mine = flat[:, one.places]
         positive, negative = mine.clamp(min=0.0), mine.clamp(max=0.0)
         cost = negative * offset
         through = positive * lower + negative * upper - split * multiplier
-        back = (flat * one.active).index_copy(1, one.places, through)
-        gap = torch.where(free, positive * torch.minimum(-one.lb * slope, one.ub * (1.0 - slope)), 0.0)
-        return back.view(shape), cost.sum(1), (gap - cost).detach()
+        back = (flat * one.stable).index_copy(1, one.places, through)
+        gap = torch.minimum(-one.lb * (lower - one.slope), one.ub * (1.0 - lower))
+        return back.view(shape), cost.sum(1), (torch.where(free, positive * gap, 0.0) - cost).detach()
 
-    def _past_affine(self, layer: nn.Module, place: int, given: Tensor) -> tuple[Tensor, Tensor]:
-        shape = self.shapes[place]
-        if isinstance(layer, nn.Flatten):
-            return given.view(-1, *shape), given.new_zeros(())
-        if isinstance(layer, nn.Linear):
-            return given @ layer.weight, given @ layer.bias if layer.bias is not None else given.new_zeros(())
-        if isinstance(layer, nn.Conv2d):
-            shift = given.sum((2, 3)) @ layer.bias if layer.bias is not None else given.new_zeros(())
-            return _transposed(layer, shape, given), shift
-        affine = self.statistics.affine(layer)
-        shift = (given.flatten(2).sum(2) if given.ndim > 2 else given) @ affine.shift
-        return given * affine.scale.view(-1, *[1] * (given.ndim - 2)), shift
+    def _shift(self, at: int) -> Tensor:
+        """Give what an affine step adds, flat."""
+        if at not in self._shifts:
+            operation = self.graph.steps[at].operation
+            assert not isinstance(operation, Activation | Sum)
+            shape = self.graph.shapes[self.graph.steps[at].inputs[0]]
+            self._shifts[at] = operation(self.centre.new_zeros((1, *shape))).flatten()
+        return self._shifts[at]
 
+    def _adaptive(self) -> Tensor:
+        """Give the slopes 1 where ``u > -l``, else 0, shape ``(1, U)``."""
+        each = [(one.ub > -one.lb).to(one.ub) for one in self.unstable.values()]
+        return torch.cat([*each, self.centre.new_zeros(0)])[None]
 
-def _transposed(layer: nn.Conv2d, shape: tuple[int, ...], given: Tensor) -> Tensor:
-    assert not isinstance(layer.padding, str)
-    geometry = zip(shape[1:], given.shape[2:], layer.stride, layer.padding, layer.kernel_size, strict=True)
-    height, width = (size - ((out - 1) * step - 2 * pad + reach) for size, out, step, pad, reach in geometry)
-    stride, padding = (layer.stride[0], layer.stride[1]), (layer.padding[0], layer.padding[1])
-    return functional.conv_transpose2d(given, layer.weight, None, stride, padding, (height, width))
+    def _parallel(self) -> Tensor:
+        """Give the slopes of the upper lines, shape ``(1, U)``."""
+        each = [(one.ub - one.slope * one.lb) / (one.ub - one.lb) for one in self.unstable.values()]
+        return torch.cat([*each, self.centre.new_zeros(0)])[None]
+
+    @torch.no_grad()
+    def _bound_hidden(self, lb: Tensor, ub: Tensor) -> None:
+        """Bound the inputs of every activation, in order."""
+        self._shifts: dict[int, Tensor] = {}
+        boxes = [(lb, ub)]
+        for at, step in enumerate(self.graph.steps):
+            given, operation = [boxes[one] for one in step.inputs], step.operation
+            if isinstance(operation, Sum):
+                boxes.append((given[0][0] + given[1][0], given[0][1] + given[1][1]))
+            elif isinstance(operation, Activation):
+                low, high = self._refined(at, step.inputs[0], *given[0])
+                self._note(at, low, high, operation.slope)
+                boxes.append((torch.maximum(low, operation.slope * low), torch.maximum(high, operation.slope * high)))
+            else:
+                ((low, high),) = given
+                centre, radius = operation((high + low) * 0.5), operation.spread((high - low) * 0.5)
+                boxes.append((centre - radius, centre + radius))
+
+    def _note(self, at: int, lb: Tensor, ub: Tensor, slope: float) -> None:
+        low, high = lb.flatten(), ub.flatten()
+        places = ((low < 0) & (high > 0)).nonzero().flatten()
+        columns = slice(self.count, self.count + len(places))
+        stable = torch.where(low >= 0, 1.0, slope)
+        self.unstable[at] = Unstable(places, columns, low[places], high[places], stable, slope)
+        self.count += len(places)
+
+    def _refined(self, at: int, value: int, lb: Tensor, ub: Tensor) -> tuple[Tensor, Tensor]:
+        """Bound the unstable neurons of an activation's input linearly."""
+        before = [one.operation for one in self.graph.steps[:value]]
+        if not self.unstable and sum(isinstance(one, Dense | Convolution | Pool) for one in before) <= 1:
+            return lb, ub  # the intervals of one layer are exact
+        low, high = lb.flatten().clone(), ub.flatten().clone()
+        unstable = ((low < 0) & (high > 0)).nonzero().flatten()
+        widest = max(math.prod(one) for one in self.graph.shapes[: value + 1])
+        parts = torch.split(unstable, max(1, BUDGET // (2 * widest)))
+        kept = [self._refine(value, places, low, high) for places in parts]
+        if any(len(one[0]) for one in kept):
+            self.slopes[at] = torch.cat([one[0] for one in kept]), torch.cat([one[1] for one in kept])
+        # Rounding makes the bounds of tiny boxes cross; in order they hold.
+        return torch.minimum(low, high).view(lb.shape), torch.maximum(low, high).view(ub.shape)
+
+    def _refine(self, value: int, places: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Bound some neurons of a value, flat, in place; give those whose lines were optimised, and their slopes."""
+
+        def take(rows: Branches, at: Tensor) -> None:
+            below, above = rows.lower.chunk(2)
+            low[at], high[at] = torch.maximum(low[at], below), torch.minimum(high[at], -above)
+
+        rows = self._rows(value, places)
+        for alpha in (self._parallel(), self._adaptive()):
+            take(self.bounded(replace(rows, alpha=alpha.expand(len(rows), -1)), iterations=0, start=value), places)
+        places = places[(low[places] < 0) & (high[places] > 0)]
+        late = time.monotonic() > self.until
+        if not self.tighten or not self.unstable or not len(places) or late:
+            return places[:0], torch.zeros((0, self.count), dtype=torch.uint8, device=low.device)
+        best = self.bounded(self._rows(value, places), iterations=self.tighten, start=value)
+        slopes = (best.alpha * 255.0).round()
+        take(self.bounded(replace(best, alpha=slopes / 255.0), iterations=0, start=value), places)
+        return places, slopes.to(torch.uint8)
+
+    def _rows(self, value: int, places: Tensor) -> Branches:
+        """Write neurons of a value as rows: all of them, then all of their negatives."""
+        size, count = math.prod(self.graph.shapes[value]), len(places)
+        rows = torch.zeros((2 * count, size), device=places.device)
+        every = torch.arange(count, device=places.device)
+        rows[every, places], rows[every + count, places] = 1.0, -1.0
+        return self.whole(rows, rows.new_zeros(2 * count))
 
 
 def _adam(gradient: Tensor, first: Tensor, second: Tensor, step: int) -> Tensor:

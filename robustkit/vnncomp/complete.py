@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from robustkit.bounds.branches import SplitNetwork
 from robustkit.bounds.chain import Statistics, chain_of
+from robustkit.bounds.graph import trace
 from robustkit.bounds.symbolic import Backward, Relaxation, carries
+from robustkit.verifiers.complete import ROOT_SHARE, TIGHTEN
 from robustkit.verifiers.search import Limits, search
 from robustkit.vnncomp import baseline
 from robustkit.vnncomp.decision import Answer, Result
@@ -92,10 +94,11 @@ def _by_neurons(
     """Branch and bound on the best row of each disjunct."""
     lower, upper = box
     rows, offsets, groups = _stacked(query)
-    centre, radius = (upper + lower) * 0.5, (upper - lower) * 0.5
-    backward = Backward(layers, (centre, radius), Statistics(), relaxations=RELAXATIONS, unstable_only=True)
-    network = SplitNetwork(layers, backward, Statistics())
-    least = backward.bounds(rows[None])[0][0] + offsets
+    began = time.monotonic()
+    network = SplitNetwork(
+        trace(model, lower), lower, upper, tighten=TIGHTEN, until=began + ROOT_SHARE * (deadline - began)
+    )
+    least = network.bounded(network.whole(rows, offsets), iterations=0).lower
     chosen = torch.stack([torch.where(groups == one, least, -torch.inf).argmax() for one in groups.unique()])  # type: ignore[no-untyped-call]
 
     def look(points: Tensor) -> Tensor | None:
