@@ -19,7 +19,7 @@ from torch import Tensor
 from robustkit.bounds.affine import Convolution, Dense, Pool
 from robustkit.bounds.graph import Activation, Graph, Sum
 
-LR_ALPHA, LR_BETA, DECAY = 0.1, 0.05, 0.98
+LR_ALPHA, LR_BETA, DECAY = 0.1, 0.1, 0.98
 BUDGET = 2**24
 """Numbers that the coefficients of hidden bounds may take at one value."""
 
