@@ -49,9 +49,11 @@ def make_verifier(name: str, options: Mapping[str, Any] | None = None) -> Verifi
     """
     if name not in VERIFIERS:
         raise unknown_name("verifier", name, VERIFIERS)
-    if name in (Cascade.name, Complete.name):
-        verifier: Verifier = build(VERIFIERS[name], options or {}, f"verify.options.{name}")
+    given, where = dict(options or {}), f"verify.options.{name}"
+    if name not in set(BoundMethod):
+        verifier: Verifier = build(VERIFIERS[name], given, where)
         return verifier
-    if options:
-        raise UsageError(f"expected no options for verifier {name!r}, got {', '.join(options)}; remove them")
-    return BoundVerifier(BoundMethod(name))
+    if "bound" in given:
+        raise UsageError(f"expected no bound for verifier {name!r}, which is one; remove {where}.bound")
+    alone: Verifier = build(BoundVerifier, {**given, "bound": name}, where)
+    return alone

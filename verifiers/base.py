@@ -26,14 +26,16 @@ class Outcome:
         predicted: predicted classes, shape ``(B,)``.
         clean: which samples are classified rightly, shape ``(B,)``.
         falsified: which have a replayed counterexample, shape ``(B,)``.
-        verified: which have only positive margins, shape ``(B,)``.
+        verified: which have only positive margins by bounds computed in floating point, shape ``(B,)``.
+        checked: of which the proof checker confirms that, shape ``(B,)``.
         least: least worst margin seen at a point of the ball, the sample among them, shape ``(B,)``.
         slack: by how much rounding may lift a proved margin above it, shape ``(B,)``.
         margins: greatest lower bound of each margin proved so far, shape ``(B, K)``: the intersection of all bounds.
         margin: greatest lower bound of the worst margin that was proved, shape ``(B,)``; NaN where none was.
         x_adv: the counterexample, else the sample itself, shape of the inputs.
+        tie: what is known of a point that is neither right nor a counterexample; empty where none was seen.
         settled_by: name of the stage that settled each sample.
-        reason: why each unsettled sample is unknown.
+        reason: why each sample is unknown, or verified in floating point only.
         seconds: time spent on each sample, shape ``(B,)``.
     """
 
@@ -41,11 +43,13 @@ class Outcome:
     clean: Tensor
     falsified: Tensor
     verified: Tensor
+    checked: Tensor
     least: Tensor
     slack: Tensor
     margins: Tensor
     margin: Tensor
     x_adv: Tensor
+    tie: list[str]
     settled_by: list[str]
     reason: list[str]
     seconds: Tensor
@@ -63,11 +67,13 @@ class Outcome:
             clean=clean,
             falsified=torch.zeros_like(clean),
             verified=torch.zeros_like(clean),
+            checked=torch.zeros_like(clean),
             least=worst_margin(logit_margins(logits, y), y),
             slack=SLACK * (1.0 + logits.abs().amax(dim=1)),
             margins=torch.full_like(logits, -torch.inf),
             margin=torch.full((size,), torch.nan, device=x.device),
             x_adv=x.clone(),
+            tie=[""] * size,
             settled_by=["" if good else "prediction" for good in clean.tolist()],
             reason=[""] * size,
             seconds=torch.full((size,), (time.perf_counter() - began) / size, dtype=torch.float64),
@@ -76,6 +82,11 @@ class Outcome:
     def left(self) -> Tensor:
         """Give the positions of the samples that nothing has settled, shape ``(R,)``."""
         return (self.clean & ~self.falsified & ~self.verified).nonzero().flatten()
+
+    def give_up(self, row: int, reason: str) -> None:
+        """Note why a sample is left unknown, behind the tie that was seen, if there was one."""
+        self.settled_by[row] = ""
+        self.reason[row] = "; ".join(one for one in (self.tie[row], reason) if one)
 
     def prove(self, rows: Tensor, worst: Tensor) -> None:
         """Take in proved margins, after holding them against every point of the ball that is known.
@@ -87,6 +98,25 @@ class Outcome:
         Raises:
             SoundnessError: a point of a ball has a smaller margin than the one proved for all of the ball.
         """
+        self._hold(rows, worst)
+        self.verified[rows] = worst > 0
+        proved = torch.where(worst > -torch.inf, worst, torch.nan)
+        self.margin[rows] = torch.fmax(self.margin[rows], proved)
+
+    def confirm(self, rows: Tensor, worst: Tensor) -> None:
+        """Take in what the proof checker makes of samples that bounds prove, held against known points as well.
+
+        Args:
+            rows: which samples, positions of shape ``(R,)``.
+            worst: what it proves of the worst margin of each, shape ``(R,)``; minus infinity where nothing.
+
+        Raises:
+            SoundnessError: a point of a ball has a smaller margin than the one proved for all of the ball.
+        """
+        self._hold(rows, worst)
+        self.checked[rows] = worst > 0
+
+    def _hold(self, rows: Tensor, worst: Tensor) -> None:
         false = (worst > self.least[rows] + self.slack[rows]).nonzero().flatten()
         if len(false):
             first = false[0]
@@ -95,9 +125,6 @@ class Outcome:
                 f"{self.least[rows[first]].item():.6g} ({len(false)} such samples): the bound is unsound, "
                 "and no result of this run may be used"
             )
-        self.verified[rows] = worst > 0
-        proved = torch.where(worst > -torch.inf, worst, torch.nan)
-        self.margin[rows] = torch.fmax(self.margin[rows], proved)
 
     def verdicts(self) -> list[Verdict]:
         """Fold what is known into one verdict per sample.
@@ -105,8 +132,8 @@ class Outcome:
         Raises:
             SoundnessError: a sample is verified although a point of its ball is classified wrongly.
         """
-        flags = zip(self.clean.tolist(), self.falsified.tolist(), self.verified.tolist(), strict=True)
-        return [fold(*one) for one in flags]
+        flags = (one.tolist() for one in (self.clean, self.falsified, self.verified, self.checked))
+        return [fold(*one) for one in zip(*flags, strict=True)]
 
 
 class Verify(Protocol):

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from robustkit.attacks import ATTACKS, Attack, make_attack
 from robustkit.bounds import BoundMethod, bounded
 from robustkit.errors import UnsupportedLayerError, UsageError, unknown_name
-from robustkit.margins import correct, logit_margins, worst_margin
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Verify
 from robustkit.verifiers.bound import apply_bound
+from robustkit.verifiers.recheck import Recheck
+from robustkit.verifiers.replay import Replay
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +28,13 @@ class Cascade:
 
     Each bound is intersected with those before it, margin by margin: together they can prove what none does alone.
     Each sample records the stage that settled it. Sound and incomplete. A bound that cannot carry a layer of the
-    network is left out, and the reason is kept with every sample that stays unknown.
+    network is left out, and the reason is kept with every sample that stays unknown. What is proved is checked again in
+    float64 with all rounding accounted for, and counts as ``verified (float)`` where that fails.
 
     Attributes:
         attack: name of the attack that goes first.
         bounds: the bound methods, in the order they are tried.
+        recheck: check every proof; else all of them are ``verified (float)``.
     """
 
     name: ClassVar[str] = "cascade"
@@ -42,6 +45,7 @@ class Cascade:
         BoundMethod.CROWN,
         BoundMethod.ALPHA_CROWN,
     )
+    recheck: bool = True
 
     def __post_init__(self) -> None:
         if self.attack not in ATTACKS:
@@ -52,12 +56,13 @@ class Cascade:
     def prepare(self, model: nn.Module, example: Tensor) -> Verify:
         """Prepare for a model once; see ``Verifier``."""
         network = bounded(model, example)
-        attack = make_attack(self.attack, {})
+        attack, replay = make_attack(self.attack, {}), Replay.prepare(model)
+        recheck = Recheck.prepare(model, example, wanted=self.recheck)
         refused: dict[BoundMethod, str] = {}
 
         def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
             outcome = Outcome.begin(model, x, y)
-            apply_attack(outcome, model, attack, x, y, ball, index)
+            apply_attack(outcome, replay, attack, x, y, ball, index)
             for bound in self.bounds:
                 if bound not in refused:
                     try:
@@ -71,7 +76,8 @@ class Cascade:
                 )
             without = "".join(f"; {bound.value} left out: {why}" for bound, why in refused.items())
             for row in outcome.left().tolist():
-                outcome.reason[row] = f"no bound proves a margin above 0{without}"
+                outcome.give_up(row, f"no bound proves a margin above 0{without}")
+            recheck(outcome, x, y, ball)
             outcome.verdicts()
             return outcome
 
@@ -80,13 +86,13 @@ class Cascade:
 
 @torch.no_grad()
 def apply_attack(
-    outcome: Outcome, model: nn.Module, attack: Attack, x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None
+    outcome: Outcome, replay: Replay, attack: Attack, x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None
 ) -> None:
-    """Attack the samples that nothing has settled yet, and note which of them break.
+    """Attack the samples that nothing has settled yet, and note which of them break when run again.
 
     Args:
         outcome: of the whole batch; filled in.
-        model: in eval mode.
+        replay: the model, and what counterexamples must pass.
         attack: searches.
         x: inputs, shape ``(B, ...)``.
         y: labels, shape ``(B,)``.
@@ -98,14 +104,14 @@ def apply_attack(
         return
     began = time.perf_counter()
     index = torch.arange(len(y)) if index is None else index
-    x_adv = attack(model, x[rows], y[rows], ball, index.cpu()[rows.cpu()]).x_adv
-    logits: Tensor = model(x_adv)
-    inside = ball.contains(x_adv, x[rows])
-    broken = ~correct(logits, y[rows]) & inside
-    seen = worst_margin(logit_margins(logits, y[rows]), y[rows])
-    outcome.least[rows] = torch.where(inside, torch.fmin(outcome.least[rows], seen), outcome.least[rows])
+    x_adv = attack(replay.model, x[rows], y[rows], ball, index.cpu()[rows.cpu()]).x_adv
+    seen = replay(x_adv, x[rows], y[rows], ball)
+    broken, least = seen.broken, outcome.least[rows]
+    outcome.least[rows] = torch.where(seen.inside, torch.fmin(least, seen.native), least)
     outcome.falsified[rows] = broken
     outcome.x_adv[rows[broken]] = x_adv[broken]
     outcome.seconds[rows.cpu()] += (time.perf_counter() - began) / len(rows)
     for row in rows[broken].tolist():
         outcome.settled_by[row] = attack.name
+    for place in seen.tied.nonzero().flatten().tolist():
+        outcome.tie[int(rows[place])] = seen.tie(place)

@@ -17,7 +17,7 @@ from robustkit.bounds.chain import Statistics, chain_of
 from robustkit.bounds.layers import check_layers
 from robustkit.bounds.symbolic import Backward, Relaxation, carries
 from robustkit.errors import UnsupportedLayerError, UsageError, unknown_name
-from robustkit.margins import correct, margin_specification
+from robustkit.margins import margin_specification
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Verify
 from robustkit.verifiers.cascade import apply_attack
@@ -25,6 +25,8 @@ from robustkit.verifiers.certificate import Certificate
 from robustkit.verifiers.certificate_file import save_certificate
 from robustkit.verifiers.checker import check
 from robustkit.verifiers.claims import Ball
+from robustkit.verifiers.recheck import UNCHECKED
+from robustkit.verifiers.replay import Look, Replay
 from robustkit.verifiers.search import Found, Limits, search
 
 
@@ -33,14 +35,14 @@ class Complete:
     """Falsify what an attack breaks; split what is left until it is proved, broken, or time is up.
 
     The search runs in float32 and is not trusted: what it finds is written as a certificate, and a checker of its own
-    recomputes that in float64 with a rigorous bound of all rounding. A sample whose certificate it refuses is counted
-    as ``complete (float)``. Plain stacks of layers only. Sound; complete up to the limits and to ties.
+    recomputes that in float64 with a rigorous bound of all rounding. A sample whose certificate it refuses counts as
+    ``verified (float)``. Plain stacks of layers only. Sound; complete up to the limits and to ties.
 
     Attributes:
         attack: name of the attack that goes first.
         timeout: seconds for each sample, above 0.
         batch: branches bounded together.
-        recheck: check every proof; else all of them are ``complete (float)``.
+        recheck: check every proof; else all of them are ``verified (float)``.
         certificates: folder to keep the proofs in for ``robustkit check``; empty to keep none.
     """
 
@@ -68,14 +70,14 @@ class Complete:
                 "branch and bound carries plain stacks of Linear, Conv2d, batch norm, ReLU and Flatten only; "
                 "use --method cascade"
             )
-        attack = make_attack(self.attack, {})
+        attack, replay = make_attack(self.attack, {}), Replay.prepare(model)
 
         def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
             outcome = Outcome.begin(model, x, y)
-            apply_attack(outcome, model, attack, x, y, ball, index)
+            apply_attack(outcome, replay, attack, x, y, ball, index)
             for row in outcome.left().tolist():
                 number = row if index is None else int(index[row])
-                self._decide(outcome, model, layers, row, x[row : row + 1], y[row : row + 1], ball, number)
+                self._decide(outcome, replay, layers, row, x[row : row + 1], y[row : row + 1], ball, number)
             outcome.verdicts()
             return outcome
 
@@ -84,7 +86,7 @@ class Complete:
     def _decide(
         self,
         outcome: Outcome,
-        model: nn.Module,
+        replay: Replay,
         layers: Sequence[nn.Module],
         row: int,
         x: Tensor,
@@ -95,39 +97,39 @@ class Complete:
         """Search the ball of one sample, and write down what came of it."""
         began = time.monotonic()
         limits = Limits(began + self.timeout, self.batch)
-        found, network = _search(model, layers, x, y, ball, limits)
+        model, look = replay.model, Look(replay, x, y, ball)
+        found, network = _search(layers, look, limits)
+        outcome.tie[row] = outcome.tie[row] or look.tie
         here = torch.tensor([row], device=x.device)
         if found.x is not None:
             outcome.falsified[here], outcome.x_adv[here] = True, found.x
             outcome.settled_by[row] = self.name
         elif found.reason:
-            outcome.reason[row] = f"{found.reason}; {len(found.proof.parent):,} branches, bound {found.lower:.4g}"
+            outcome.give_up(row, f"{found.reason}; {len(found.proof.parent):,} branches, bound {found.lower:.4g}")
         else:
             outcome.prove(here, torch.tensor([found.lower], device=x.device))
             certificate = _certificate(model, found, network, x, y, ball)
             if self.certificates:
                 save_certificate(Path(self.certificates) / f"sample-{number}-eps{ball.eps:.4g}.npz", certificate)
-            sure = self.recheck and check(certificate, model).proved
-            outcome.settled_by[row] = self.name if sure else f"{self.name} (float)"
+            checked = check(certificate, model) if self.recheck else None
+            outcome.checked[here] = checked is not None and checked.proved
+            if checked is None or not checked.proved:
+                outcome.settled_by[row] = f"{self.name} (float)"
+                outcome.reason[row] = checked.reason if checked else UNCHECKED
+            else:
+                outcome.settled_by[row] = self.name
         outcome.seconds[row] += time.monotonic() - began
 
 
 @torch.no_grad()
-def _search(
-    model: nn.Module, layers: Sequence[nn.Module], x: Tensor, y: Tensor, ball: LinfBall, limits: Limits
-) -> tuple[Found, SplitNetwork]:
-    lb, ub = ball.box(x)
+def _search(layers: Sequence[nn.Module], look: Look, limits: Limits) -> tuple[Found, SplitNetwork]:
+    y = look.y
+    lb, ub = look.ball.box(look.x)
     statistics, both = Statistics(), (Relaxation.PARALLEL, Relaxation.ADAPTIVE)
     box = ((ub + lb) * 0.5, (ub - lb) * 0.5)
     network = SplitNetwork(layers, Backward(layers, box, statistics, relaxations=both, unstable_only=True), statistics)
     specification = margin_specification(y, _classes(layers))[0]
     rows = specification[torch.arange(len(specification), device=y.device) != y]
-
-    def look(points: Tensor) -> Tensor | None:
-        points = ball.project(points, x)
-        broken = ~correct(model(points), y.expand(len(points))) & ball.contains(points, x.expand_as(points))
-        return points[broken][:1] if bool(broken.any()) else None
-
     return search(network, rows, rows.new_zeros(len(rows)), look, limits), network
 
 
