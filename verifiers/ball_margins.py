@@ -17,6 +17,7 @@ def ball_margins(network: ExactNetwork, lb: Tensor, ub: Tensor, labels: Tensor) 
 
     Intervals are tried first; then lines over their bounds; and what is still not above 0 is enclosed in full, every
     activation bounded by lines of its own. A box that is proved is not bounded any further.
+    How tight the last bound is may depend a little on which boxes are enclosed together.
 
     Args:
         network: the operations, with ``K >= 2`` outputs.
