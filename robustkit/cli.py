@@ -198,7 +198,7 @@ def verify(**typed: Any) -> None:
     """Certify a network; what is proved is its verified robust accuracy (VRA).
 
     Methods: ibp, crown-ibp, symbolic, crown, alpha-crown, or cascade (the default), which attacks first and then tries
-    each bound on what is left.
+    each bound on what is left. Only what the float64 checker confirms counts; VRA (float) is what it does not.
 
     With --onnx and --vnnlib it decides one property instead, and prints sat with a counterexample, unsat, unknown or
     timeout.
