@@ -21,9 +21,9 @@ from robustkit.margins import logit_margins, margin_specification, worst_margin
 from robustkit.models import load_weights, make_model
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
-from robustkit.verifiers import Complete, make_verifier
+from robustkit.verifiers import Complete, complete, make_verifier
 from robustkit.verifiers.certificate import Certificate
-from robustkit.verifiers.checker import check, check_file
+from robustkit.verifiers.checker import Checked, check, check_file
 from robustkit.verifiers.claims import Ball
 from robustkit.verifiers.search import Limits, search
 
@@ -196,6 +196,16 @@ def test_unchecked_proofs_are_told_apart() -> None:
     proved = [rest for one, *rest in verdicts if one is not Verdict.FALSIFIED]
     assert Verdict.VERIFIED not in outcome.verdicts()
     assert proved == [["complete (float)", "not checked again: recheck is off"]] * 3
+
+
+def test_a_refused_certificate_is_verified_in_float_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(complete, "check", lambda *_: Checked(False, float("nan"), 1, 0.0, "a leaf is not proved"))
+    model, x = networks.make("mlp"), networks.inputs(1)
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    outcome = Complete().prepare(model, x)(x, y, LinfBall(0.001))
+    assert outcome.verdicts() == [Verdict.VERIFIED_FLOAT]
+    assert (outcome.settled_by, outcome.reason) == (["complete (float)"], ["a leaf is not proved"])
 
 
 def test_what_it_cannot_carry_and_options_that_cannot_be_meant_are_refused() -> None:
