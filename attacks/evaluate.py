@@ -109,7 +109,7 @@ def evaluate_batch(
         index=index.cpu().numpy(),
         label=y.cpu().numpy(),
         predicted=logits.argmax(dim=1).cpu().numpy(),
-        verdict=[fold(*one, verified=False) for one in zip(clean, (margin <= 0).tolist(), strict=True)],
+        verdict=[fold(*one, verified=False, checked=False) for one in zip(clean, (margin <= 0).tolist(), strict=True)],
         margin=margin.cpu().numpy(),
         seconds=[seconds] * len(y),
     )

@@ -12,7 +12,9 @@ from scipy.stats import binomtest
 from robustkit.reports.facts import RunFacts, eps_text, recipes
 from robustkit.verdict import Verdict
 
-CLEAN, ALL_ATTACKS, ANY_VERIFIER, UNDECIDED, TIME = "clean", "all attacks", "certified", "undecided", "training s"
+CLEAN, ALL_ATTACKS, UNDECIDED, TIME = "clean", "all attacks", "undecided", "training s"
+ANY_VERIFIER, FLOAT_ONLY = "certified", "certified (float)"
+FLOAT_LEGEND = f"{FLOAT_ONLY}: proved in addition, but in floating point only, not confirmed by the float64 checker"
 BROKEN = [Verdict.MISCLASSIFIED, Verdict.FALSIFIED]
 
 
@@ -90,7 +92,9 @@ class Block:
     @property
     def n(self) -> int:
         """The number of samples most cells share."""
-        sizes = pd.Series([cell.n for row in self.rows for cell in row.cells.values() if cell.n])
+        sizes = pd.Series(
+            [cell.n for row in self.rows for name, cell in row.cells.items() if cell.n and name != FLOAT_ONLY]
+        )
         return int(sizes.mode().max()) if len(sizes) else 0
 
     @property
@@ -99,13 +103,17 @@ class Block:
         return (
             f"{self.dataset}, {self.model}, L-infinity eps {eps_text(self.eps)}, N = {self.n:,} test samples, "
             f"{self._seeds}; accuracy in %, {self._spread}; "
-            f"measured on {'; '.join(self.hardware) or 'unknown hardware'}"
+            f"measured on {'; '.join(self.hardware) or 'unknown hardware'}{self._float}"
         )
 
     @property
     def uneven(self) -> bool:
         """Whether rows stand on different numbers of runs."""
         return len({len(row.runs) for row in self.rows}) > 1
+
+    @property
+    def _float(self) -> str:
+        return f"; {FLOAT_LEGEND}" if FLOAT_ONLY in self.columns else ""
 
     @property
     def _seeds(self) -> str:
@@ -169,16 +177,21 @@ def figures(rows: pd.DataFrame) -> dict[str, Cell]:
     for name, one in verifiers.items():
         cells[_certified_by(name)] = _share(one["verdict"] == Verdict.VERIFIED)
     if verifiers:
-        proved = verdicts[[("verify", name) for name in verifiers]].dropna().isin([Verdict.VERIFIED]).any(axis=1)
-        cells[ANY_VERIFIER] = _share(proved)
+        found = verdicts[[("verify", name) for name in verifiers]].dropna()
+        proved, unchecked = (found.isin([one]).any(axis=1) for one in (Verdict.VERIFIED, Verdict.VERIFIED_FLOAT))
+        cells[ANY_VERIFIER], cells[FLOAT_ONLY] = _share(proved), _share(unchecked & ~proved)
         common = standing.index.intersection(proved.index)
         if len(common):
-            cells[UNDECIDED] = _share(standing[common] & ~proved[common])
+            cells[UNDECIDED] = _share(standing[common] & ~proved[common] & ~unchecked[common])
     return cells
 
 
 def _certified_by(verifier: str) -> str:
     return f"certified ({verifier})"
+
+
+def _is_of_one_verifier(column: str) -> bool:
+    return column.startswith("certified (") and column != FLOAT_ONLY
 
 
 def _evaluations(rows: pd.DataFrame) -> dict[tuple[str, str], pd.DataFrame]:
@@ -204,8 +217,10 @@ def _block(rows: pd.DataFrame, members: Sequence[RunFacts], eps: float) -> Block
     made = [_row(rows, label, group) for label, group in groups]
     present = [name for row in made for name in row.cells]
     columns = tuple(sorted(set(present), key=_place))
-    if sum(name.startswith("certified (") for name in columns) == 1:  # one verifier: its column is the answer
-        columns = tuple(name for name in columns if not name.startswith("certified ("))
+    if sum(map(_is_of_one_verifier, columns)) == 1:  # one verifier: its column is the answer
+        columns = tuple(name for name in columns if not _is_of_one_verifier(name))
+    if not any(row.cells[FLOAT_ONLY].value > 0 for row in made if FLOAT_ONLY in row.cells):
+        columns = tuple(name for name in columns if name != FLOAT_ONLY)
     if sum(name not in (CLEAN, ALL_ATTACKS, UNDECIDED, TIME) for name in columns if "certified" not in name) == 1:
         columns = tuple(name for name in columns if name != ALL_ATTACKS) if not _differs(made) else columns
     hardware = tuple(sorted({run.hardware for _, group in groups for run in group if run.hardware}))
@@ -224,7 +239,7 @@ def _differs(rows: Sequence[Row]) -> bool:
 
 
 def _place(column: str) -> tuple[int, str]:
-    order = {CLEAN: 0, ALL_ATTACKS: 2, ANY_VERIFIER: 4, UNDECIDED: 5, TIME: 6}
+    order = {CLEAN: 0, ALL_ATTACKS: 2, ANY_VERIFIER: 4, FLOAT_ONLY: 5, UNDECIDED: 6, TIME: 7}
     if column in order:
         return order[column], ""
     if column.startswith("certified ("):
@@ -258,7 +273,7 @@ def _mark_best(rows: Sequence[Row], columns: Sequence[str]) -> list[Row]:
     best = {}
     for name in columns:
         values = [row.cells[name].value for row in rows if name in row.cells and row.cells[name].measured]
-        if name not in (UNDECIDED, TIME) and len(values) > 1:
+        if name not in (FLOAT_ONLY, UNDECIDED, TIME) and len(values) > 1:
             best[name] = max(values)
     return [
         replace(

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from robustkit.reports.comparison import ALL_ATTACKS, ANY_VERIFIER, CLEAN, TIME, UNDECIDED, Block, Cell, Row
+from robustkit.reports.comparison import ALL_ATTACKS, ANY_VERIFIER, CLEAN, FLOAT_ONLY, TIME, UNDECIDED, Block, Cell, Row
 from robustkit.reports.facts import RunFacts, Shown, eps_text
 
 # Okabe & Ito's palette, told apart by readers with any common colour vision.
@@ -52,6 +52,8 @@ def plot_band(block: Block) -> Figure:
         axes.barh(place, high - low, left=low, height=0.5, color=colour, alpha=0.45, edgecolor=colour, linewidth=1.2)
         if not math.isnan(proved):
             axes.plot([low, low], [place - 0.25, place + 0.25], color=colour, linewidth=3.5, solid_capstyle="butt")
+        if FLOAT_ONLY in block.columns and (added := row.cells.get(FLOAT_ONLY, Cell()).value) > 0:
+            axes.plot([low + added] * 2, [place - 0.25, place + 0.25], ":", color=colour, linewidth=1.8)
         axes.plot(clean, place, marker="D", color=colour, markersize=6, markeredgecolor="white", zorder=3)
         for cell, lift in zip(cells, (0.1, -0.1, 0.0), strict=True):
             if not math.isnan(cell.deviation):
@@ -62,7 +64,10 @@ def plot_band(block: Block) -> Figure:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("accuracy on the test samples")
     spread = "; whiskers: standard deviation over seeds" if any(len(row.runs) > 1 for row in rows) else ""
-    axes.set_title(f"Certified (thick edge) to attacked accuracy at eps {eps_text(block.eps)}; diamond: clean{spread}")
+    apart = "; dotted: with what floating point alone proves" if FLOAT_ONLY in block.columns else ""
+    axes.set_title(
+        f"Certified (thick edge) to attacked accuracy at eps {eps_text(block.eps)}; diamond: clean{spread}{apart}"
+    )
     calm(axes, "x")
     return figure
 
@@ -84,7 +89,7 @@ def plot_accuracy_vs_eps(blocks: Sequence[Block]) -> Figure:
     for place, (name, points) in enumerate(names.items()):
         colour = COLOURS[place % len(COLOURS)]
         clean = points[0][1].cells.get(CLEAN, Cell())
-        for style, marker, take in (("-", "o", standing_cell), ("--", "s", _certified)):
+        for style, marker, take in (("-", "o", standing_cell), ("--", "s", _certified), (":", "^", _with_float)):
             found = [(eps, take(row)) for eps, row in points if take(row).measured]
             if found:
                 x, cells = zip(*[(0.0, clean), *found], strict=True)
@@ -94,6 +99,8 @@ def plot_accuracy_vs_eps(blocks: Sequence[Block]) -> Figure:
                 axes.errorbar(x, y, deviations, fmt=marker, color=colour, markersize=5, capsize=2.5, label=label)
     axes.plot([], [], "-o", color=MUTED, markersize=5, linewidth=1.1, label="left by all attacks")
     axes.plot([], [], "--s", color=MUTED, markersize=5, linewidth=1.1, label="certified")
+    if any(_with_float(row).measured for block in blocks for row in block.rows):
+        axes.plot([], [], ":^", color=MUTED, markersize=5, linewidth=1.1, label="with floating point alone")
     axes.set_ylim(-0.02, 1.02)
     axes.set_xlim(left=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
@@ -222,10 +229,16 @@ def standing_cell(row: Row) -> Cell:
     """Give what all attacks leave; with one attack, what it leaves."""
     if ALL_ATTACKS in row.cells:
         return row.cells[ALL_ATTACKS]
-    others = (CLEAN, ANY_VERIFIER, UNDECIDED, TIME)
+    others = (CLEAN, ANY_VERIFIER, FLOAT_ONLY, UNDECIDED, TIME)
     left = [cell for name, cell in row.cells.items() if name not in others and "certified" not in name]
     return min((cell for cell in left if cell.measured), key=lambda cell: cell.value, default=Cell())
 
 
 def _certified(row: Row) -> Cell:
     return row.cells.get(ANY_VERIFIER, Cell())
+
+
+def _with_float(row: Row) -> Cell:
+    """Give what is certified or proved in floating point alone; nothing where that adds nothing."""
+    added = row.cells.get(FLOAT_ONLY, Cell()).value
+    return Cell(_certified(row).value + added) if added > 0 else Cell()

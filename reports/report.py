@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from robustkit.files import replacing
-from robustkit.reports.comparison import Block, compare
+from robustkit.reports.comparison import FLOAT_ONLY, Block, compare
 from robustkit.reports.facts import RunFacts, eps_text, recipes
 from robustkit.reports.page import as_page
 from robustkit.reports.pareto import LEAST_ROWS, plot_pareto, rows_with_both
@@ -62,16 +62,20 @@ def _plots(blocks: Sequence[Block], runs: Sequence[RunFacts]) -> list[Plot]:
     for block in blocks:
         at = f"eps {eps_text(block.eps)} on {block.dataset}, N = {block.n:,}"
         name = _file_name("band", block.dataset, block.model, f"eps{block.eps:.4g}")
-        caption = f"Certified to attacked accuracy at {at}; the true robust accuracy lies inside the band."
+        caption = (
+            f"Certified to attacked accuracy at {at}; the true robust accuracy lies inside the band{_float(block)}."
+        )
         plots.append((name, caption, plot_band(block)))
         if len(rows_with_both(block)) >= LEAST_ROWS:
             name = _file_name("pareto", block.dataset, block.model, f"eps{block.eps:.4g}")
             front = f"dashed: the Pareto front of what was measured{_spread(block)}"
-            caption = f"Clean against certified accuracy at {at}; {front}."
+            caption = f"Clean against certified accuracy at {at}; {front}{_float(block, shown=False)}."
             plots.append((name, caption, plot_pareto(block)))
     for (dataset, model), group in groupby(blocks, key=lambda block: (block.dataset, block.model)):
-        caption = f"Accuracy against the radius on {dataset}, {model}; solid: left by all attacks, dashed: certified."
-        plots.append((_file_name("accuracy-vs-eps", dataset, model), caption, plot_accuracy_vs_eps(list(group))))
+        radii = list(group)
+        caption = f"Accuracy against the radius on {dataset}, {model}; solid: left by all attacks, dashed: certified"
+        caption += "".join(dict.fromkeys(map(_float, radii))) + "."
+        plots.append((_file_name("accuracy-vs-eps", dataset, model), caption, plot_accuracy_vs_eps(radii)))
     trained = [run for run in runs if len(run.history)]
     if trained:
         plots += _training_plots(trained)
@@ -98,6 +102,12 @@ def _training_plots(runs: Sequence[RunFacts]) -> list[Plot]:
 
 def _spread(block: Block) -> str:
     return "; whiskers: standard deviation over seeds" if any(len(row.runs) > 1 for row in block.rows) else ""
+
+
+def _float(block: Block, *, shown: bool = True) -> str:
+    """Say how proofs in floating point alone are told apart, where there are any."""
+    how = "dotted: with what floating point alone proves" if shown else "what floating point alone proves is left out"
+    return f"; {how}" if FLOAT_ONLY in block.columns else ""
 
 
 def _file_name(*parts: str) -> str:

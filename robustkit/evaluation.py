@@ -122,20 +122,19 @@ def _evidence(network: Network, clashes: pd.DataFrame) -> Examples:
 def _evaluate_one(
     network: Network, kind: Kind, name: str, settings: EvaluationConfig, eps: float, reporter: Reporter
 ) -> pd.DataFrame:
-    batches, described = _worker(network, kind, name, settings, eps)
+    batches, described = _worker(network, kind, name, settings, eps, reporter)
     store = _Store.open(network, f"{kind}-{name}-eps{eps:.6g}-{digest([described, network.dataset.name, eps])}")
     split = network.dataset.test.take(settings.n)
     known = _among(split, store.table["index"])
     todo = Split(split.x[~known], split.y[~known], split.index[~known])
     todo = todo.to(next(network.model.parameters()).device)
-    done = 0
+    place = {int(number): row for row, number in enumerate(todo.index)}
     with working(reporter, f"{kind} {name} at eps {eps:.4g}", len(split), int(known.sum())):
         try:
             for rows, x_adv in batches(todo):
                 with torch.no_grad():
                     predicted = network.model(x_adv).argmax(dim=1)
-                store.add(rows, todo.x[done : done + len(rows)], x_adv, predicted)
-                done += len(rows)
+                store.add(rows, todo.x[[place[number] for number in rows["index"]]], x_adv, predicted)
                 reporter.advance(len(rows))
         finally:
             store.write()
@@ -148,7 +147,9 @@ def _among(split: Split, index: pd.Series[int]) -> Tensor:
     return torch.from_numpy(np.isin(split.index.numpy(), index.to_numpy()))
 
 
-def _worker(network: Network, kind: Kind, name: str, settings: EvaluationConfig, eps: float) -> tuple[Batches, str]:
+def _worker(
+    network: Network, kind: Kind, name: str, settings: EvaluationConfig, eps: float, reporter: Reporter
+) -> tuple[Batches, str]:
     """Give what evaluates a split, and the settings that name its results."""
     options = settings.options.get(name)
     model, subject, ball, size = network.model, network.subject, LinfBall(eps), settings.batch_size
@@ -156,7 +157,11 @@ def _worker(network: Network, kind: Kind, name: str, settings: EvaluationConfig,
         attack = make_attack(name, options)
         return lambda split: attack_batches(attack, model, split, ball, subject, size), repr(attack)
     verifier = make_verifier(name, options)
-    return lambda split: verify_batches(verifier, model, split, ball, subject, size), repr(verifier)
+
+    def tell(text: str) -> None:
+        reporter.advance(0, text)
+
+    return lambda split: verify_batches(verifier, model, split, ball, subject, size, tell=tell), repr(verifier)
 
 
 @dataclass

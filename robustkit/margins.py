@@ -100,21 +100,22 @@ def correct(logits: Tensor, y: Tensor) -> Tensor:
     return certified(logit_margins(logits, y), y)
 
 
-def fold(clean: bool, falsified: bool, verified: bool) -> Verdict:
+def fold(clean: bool, falsified: bool, verified: bool, checked: bool) -> Verdict:
     """Fold what is known of one sample into its verdict.
 
     Args:
         clean: the sample itself is classified rightly.
         falsified: a replayed point of the ball is classified wrongly.
-        verified: every margin over the ball has a positive lower bound.
+        verified: every margin over the ball has a positive lower bound, as computed in floating point.
+        checked: the proof checker confirms it.
 
     Returns:
         The verdict.
 
     Raises:
-        SoundnessError: a wrongly classified point of the ball exists and the ball is verified.
+        SoundnessError: a wrongly classified point of the ball exists and the ball is verified, of either kind.
     """
-    if verified and (falsified or not clean):
+    if (verified or checked) and (falsified or not clean):
         raise SoundnessError(
             "a sample is verified although a point of its ball is classified wrongly: "
             "either the bound or the replay is unsound, and no result of this run may be used"
@@ -123,4 +124,6 @@ def fold(clean: bool, falsified: bool, verified: bool) -> Verdict:
         return Verdict.MISCLASSIFIED
     if falsified:
         return Verdict.FALSIFIED
-    return Verdict.VERIFIED if verified else Verdict.UNKNOWN
+    if checked:
+        return Verdict.VERIFIED
+    return Verdict.VERIFIED_FLOAT if verified else Verdict.UNKNOWN

@@ -30,7 +30,7 @@ COLUMNS: dict[str, str] = {
     "verdict": "str",
     "margin": "float64",  # attack: the worst margin found; verify: the margin proved; NaN where there is none
     "proved_by": "str",  # what settled the sample
-    "reason": "str",  # why it is unknown
+    "reason": "str",  # why it is unknown, or verified in floating point only
     "seconds": "float64",  # this sample's share of the time
 }
 """Every column and its type."""
@@ -91,7 +91,7 @@ def evaluation_table(
         margin: the margin found or proved, shape ``(N,)``.
         seconds: time per sample, shape ``(N,)``.
         proved_by: what settled each sample.
-        reason: why each sample is unknown.
+        reason: why each sample is unknown, or verified in floating point only.
 
     Returns:
         A table with the columns of ``COLUMNS``.
@@ -142,7 +142,16 @@ def read_table(path: Path) -> pd.DataFrame:
     if missing or strange:
         what = f"columns {', '.join(missing)} are missing" if missing else f"verdict {strange[0]!r} is unknown"
         raise RobustkitError(f"expected a results table at {path}, but {what}; delete it and evaluate again")
-    return table[list(COLUMNS)]
+    return _without_claims_of_old(table[list(COLUMNS)])
+
+
+def _without_claims_of_old(table: pd.DataFrame) -> pd.DataFrame:
+    """Count as verified in floating point only what was written before proofs of bounds were checked again."""
+    settings = table["settings"]
+    unchecked = settings.str.startswith(("BoundVerifier(", "Cascade(")) & ~settings.str.contains("recheck=True")
+    unchecked |= table["proved_by"].str.endswith("(float)")
+    claimed = unchecked & (table["verdict"] == Verdict.VERIFIED)
+    return table.assign(verdict=table["verdict"].mask(claimed, str(Verdict.VERIFIED_FLOAT)))
 
 
 def summarise(table: pd.DataFrame) -> pd.DataFrame:
@@ -153,7 +162,8 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per evaluation, with its identity, ``kind, method, eps`` and: ``n`` samples; ``clean``, the fraction
-        classified rightly; ``robust``, the fraction left standing: not broken by an attack (ERA), or verified (VRA);
+        classified rightly; ``robust``, the fraction left standing: not broken by an attack (ERA), or verified and
+        checked again (VRA); ``float``, the fraction verified in floating point only, which ``robust`` leaves out;
         ``falsified`` and ``unknown`` fractions; and ``seconds`` in all.
     """
     keys = [*IDENTITY, "kind", "method", "eps"]
@@ -163,16 +173,18 @@ def summarise(table: pd.DataFrame) -> pd.DataFrame:
         n=1.0,
         clean=verdict != Verdict.MISCLASSIFIED,
         robust=standing,
+        float=verdict == Verdict.VERIFIED_FLOAT,
         falsified=verdict == Verdict.FALSIFIED,
         unknown=verdict == Verdict.UNKNOWN,
         seconds=table["seconds"],
     )
-    rules = {"n": "size", "clean": "mean", "robust": "mean", "falsified": "mean", "unknown": "mean", "seconds": "sum"}
+    means = dict.fromkeys(("clean", "robust", "float", "falsified", "unknown"), "mean")
+    rules = {"n": "size", **means, "seconds": "sum"}
     return figures.groupby(keys, sort=False, dropna=False).agg(rules).reset_index()
 
 
 def find_clashes(table: pd.DataFrame) -> pd.DataFrame:
-    """Find the samples verified at a radius at which, or at a smaller one than which, they are broken.
+    """Find the samples verified, of either kind, at a radius at which or below which they are broken.
 
     Args:
         table: results of any number of evaluations.
@@ -183,7 +195,7 @@ def find_clashes(table: pd.DataFrame) -> pd.DataFrame:
     sample = ["model", "dataset", "index"]
     broken = table[table["verdict"].isin([Verdict.MISCLASSIFIED, Verdict.FALSIFIED])].copy()
     broken.loc[broken["verdict"] == Verdict.MISCLASSIFIED, "eps"] = 0.0
-    verified = table[table["verdict"] == Verdict.VERIFIED]
+    verified = table[table["verdict"].isin([Verdict.VERIFIED, Verdict.VERIFIED_FLOAT])]
     pairs = verified.merge(broken, on=sample, suffixes=("", "_broken"))
     return pairs[pairs["eps_broken"] <= pairs["eps"]]
 
@@ -203,7 +215,8 @@ def check_coherence(table: pd.DataFrame) -> None:
     if len(clashes):
         first = clashes.iloc[0]
         raise SoundnessError(
-            f"sample {first['index']} of {first['dataset']} is verified at eps {first['eps']:g} by {first['method']} "
-            f"and {first['verdict_broken']} at eps {first['eps_broken']:g} by {first['method_broken']} "
+            f"sample {first['index']} of {first['dataset']} is {first['verdict']} at eps {first['eps']:g} "
+            f"by {first['method']} and {first['verdict_broken']} at eps {first['eps_broken']:g} "
+            f"by {first['method_broken']} "
             f"({len(clashes)} such pairs): one of the two is wrong, and no result of this run may be used"
         )

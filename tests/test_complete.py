@@ -21,9 +21,10 @@ from robustkit.margins import logit_margins, margin_specification, worst_margin
 from robustkit.models import load_weights, make_model
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
-from robustkit.verifiers import Complete, make_verifier
+from robustkit.verifiers import Complete, branch_and_bound, make_verifier
+from robustkit.verifiers.base import Outcome
 from robustkit.verifiers.certificate import Certificate
-from robustkit.verifiers.checker import check, check_file
+from robustkit.verifiers.checker import Checked, check, check_file
 from robustkit.verifiers.claims import Ball, Box, Disjunct
 from robustkit.verifiers.search import Limits, search
 from robustkit.verifiers.search_proof import hidden_slopes
@@ -97,7 +98,7 @@ def test_verdicts_hold_against_attacks_and_every_proof_is_checked_again(kind: st
     model, x = networks.make(kind), networks.inputs(12)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
-    verify = Complete(timeout=20.0).prepare(model, x[:1])
+    verify = Complete(timeout=20.0, bounds=(BoundMethod.IBP,)).prepare(model, x[:1])
     seen = set()
     for eps in (0.02, 0.06, 0.3):
         ball = LinfBall(eps)
@@ -105,10 +106,9 @@ def test_verdicts_hold_against_attacks_and_every_proof_is_checked_again(kind: st
         attacked = PGD(steps=60, restarts=3)(model, x, y, ball)
         for row, verdict in enumerate(outcome.verdicts()):
             seen.add(verdict)
-            if verdict is Verdict.VERIFIED:
+            if verdict in (Verdict.VERIFIED, Verdict.VERIFIED_FLOAT):
+                assert (verdict is Verdict.VERIFIED_FLOAT) == (kind == "residual"), "no forward of one's own is read"
                 assert attacked.margin[row] > 0
-                unread = " (float)" if kind == "residual" else ""  # the checker knows no forward of one's own
-                assert outcome.settled_by[row] == "complete" + unread
                 assert 0 < outcome.margin[row] <= attacked.margin[row] + 1e-4
             elif verdict is Verdict.FALSIFIED:
                 point = outcome.x_adv[row : row + 1]
@@ -117,9 +117,8 @@ def test_verdicts_hold_against_attacks_and_every_proof_is_checked_again(kind: st
                     assert worst_margin(logit_margins(model(point), y[row : row + 1]), y[row : row + 1]) <= 0
             else:
                 assert outcome.reason[row]
-    assert seen >= (
-        {Verdict.VERIFIED} if kind in ("conv", "residual", "average_pool") else {Verdict.VERIFIED, Verdict.FALSIFIED}
-    )
+    assert (Verdict.VERIFIED_FLOAT if kind == "residual" else Verdict.VERIFIED) in seen
+    assert Verdict.FALSIFIED in seen or kind in ("conv", "residual", "average_pool"), "those are robust"
 
 
 def test_splits_prove_what_the_root_does_not() -> None:
@@ -156,7 +155,7 @@ def test_a_time_limit_leaves_unknown_with_its_reason() -> None:
     model, x = networks.make("mlp"), networks.inputs(12)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
-    verify, reasons = Complete(timeout=1e-6).prepare(model, x[:1]), []
+    verify, reasons = Complete(timeout=1e-6, bounds=(BoundMethod.IBP,)).prepare(model, x[:1]), []
     for eps in (0.03, 0.05, 0.07, 0.09, 0.11, 0.13):
         outcome = verify(x, y, LinfBall(eps))
         verdicts = zip(outcome.verdicts(), outcome.reason, strict=True)
@@ -201,7 +200,7 @@ def test_proofs_are_kept_for_the_check_command(tmp_path: Path) -> None:
     model, x = networks.make("mlp"), networks.inputs(4)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
-    verify = Complete(certificates=str(tmp_path)).prepare(model, x[:1])
+    verify = Complete(certificates=str(tmp_path), bounds=(BoundMethod.IBP,)).prepare(model, x[:1])
     outcome = verify(x, y, LinfBall(0.01), torch.tensor([7, 8, 9, 10]))
     proved = [row for row, one in enumerate(outcome.verdicts()) if one is Verdict.VERIFIED]
     assert proved
@@ -218,14 +217,28 @@ def test_unchecked_proofs_are_told_apart() -> None:
     with torch.no_grad():
         y = model(x).argmax(dim=1)
     outcome = Complete(recheck=False).prepare(model, x[:1])(x, y, LinfBall(0.001))
-    proved = [by for by, one in zip(outcome.settled_by, outcome.verdicts(), strict=True) if one is Verdict.VERIFIED]
-    assert set(proved) == {"complete (float)"}
+    verdicts = zip(outcome.verdicts(), outcome.settled_by, outcome.reason, strict=True)
+    proved = [rest for one, *rest in verdicts if one is not Verdict.FALSIFIED]
+    assert Verdict.VERIFIED not in outcome.verdicts()
+    assert all(by.endswith(" (float)") and why == "not checked again: recheck is off" for by, why in proved)
+
+
+def test_a_refused_certificate_is_verified_in_float_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branch_and_bound, "check", lambda *_: Checked(False, float("nan"), 1, 0.0, "not proved"))
+    model, x = networks.make("mlp"), networks.inputs(1)
+    with torch.no_grad():
+        y = model(x).argmax(dim=1)
+    prepared = Complete().prepare(model, x)
+    outcome = Outcome.begin(model, x, y)
+    prepared.go_on(outcome, x, y, LinfBall(0.001), 0, until=time.monotonic() + 60)
+    assert outcome.verdicts() == [Verdict.VERIFIED_FLOAT]
+    assert (outcome.settled_by, outcome.reason) == (["alpha-crown (float)"], ["not proved"])
 
 
 def test_what_it_cannot_carry_and_options_that_cannot_be_meant_are_refused() -> None:
-    with pytest.raises(UnsupportedLayerError, match=r"branch and bound cannot carry this network: no rule for Sigmoid"):
+    with pytest.raises(UnsupportedLayerError, match="branch and bound cannot carry Sigmoid with its settings at '2'"):
         Complete().prepare(networks.make("sigmoid"), networks.inputs(1))
-    with pytest.raises(UsageError, match="expected timeout above 0 seconds, got 0"):
+    with pytest.raises(UsageError, match="expected timeout and total above 0 seconds, got 0"):
         make_verifier("complete", {"timeout": 0.0})
     with pytest.raises(UsageError, match="expected batch of at least 4"):
         make_verifier("complete", {"batch": 2})
@@ -241,5 +254,4 @@ def test_the_published_network_of_branch_and_bound(shared: Path) -> None:
     model = make_model("mnist_small", (1, 28, 28), 10).eval()
     load_weights(model, folder / "mnist_cnn_a_adv.model")
     outcome = Complete(timeout=30.0).prepare(model, x[:1])(x, y, LinfBall(0.3))
-    verified = [row for row, one in enumerate(outcome.settled_by) if one == "complete" and not outcome.falsified[row]]
-    assert len(verified) >= 7
+    assert outcome.verdicts().count(Verdict.VERIFIED) >= 8

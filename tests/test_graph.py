@@ -119,8 +119,8 @@ def test_rows_are_bounded_below_every_sample() -> None:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Softmax(dim=1)), "no rule for Softmax"),
-        (nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 2)), "no rule for MaxPool2d"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Softmax(dim=1)), "Softmax with its settings at '2'"),
+        (nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(1, 2)), "MaxPool2d with its settings at '0'"),
         (nn.Sequential(nn.Conv2d(1, 2, 1)), "one vector"),
     ],
 )

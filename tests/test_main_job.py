@@ -494,6 +494,22 @@ def test_the_first_thousand_are_shown_beside_more() -> None:
     assert ["1000" in line and "50.00%" in line for line in lines[2:]] == [False, True]
 
 
+def test_what_floating_point_alone_proves_is_shown_apart_and_reaches_no_threshold(work: Path) -> None:
+    arguments = ("verify", "--method", "ibp", "--n", "40", "--eps", "0.002", "--set")
+    checked = json.loads(robustkit(*arguments, "verify.options.ibp.recheck=true", "--json").stdout)
+    alone = json.loads(robustkit(*arguments, "verify.options.ibp.recheck=false", "--json").stdout)
+    assert checked["vra"] > 0.05 and checked["vra_float"] == 0.0
+    assert (alone["vra"], alone["vra_float"]) == (0.0, checked["vra"])
+    assert alone["evaluations"][0]["float"] == checked["vra"]
+    assert alone["evaluations"][0]["unknown"] == checked["evaluations"][0]["unknown"]
+    assert robustkit(*arguments, "verify.options.ibp.recheck=false", "--fail-under", "0.05").exit_code == 4
+    shown = robustkit(*arguments, "verify.options.ibp.recheck=false").stdout
+    assert "VRA (float)" in shown.splitlines()[1]
+    assert f"{checked['vra']:.2%}" in shown.splitlines()[2]
+    assert "VRA (float): proved in addition, but in floating point only" in shown
+    assert "(float)" not in robustkit(*arguments, "verify.options.ibp.recheck=true").stdout
+
+
 def test_names_are_listed(work: Path) -> None:
     result = robustkit("list")
     for name in ("mixtrain", "interval-gradient", "alpha-crown", "mnist_small", "fashion-mnist", "digits-ibp"):

@@ -37,20 +37,22 @@ def test_robust_loss_of_exact_margins_is_the_cross_entropy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clean", "falsified", "verified", "verdict"),
+    ("flags", "verdict"),
     [
-        (False, False, False, Verdict.MISCLASSIFIED),
-        (False, True, False, Verdict.MISCLASSIFIED),
-        (True, True, False, Verdict.FALSIFIED),
-        (True, False, False, Verdict.UNKNOWN),
-        (True, False, True, Verdict.VERIFIED),
+        ((False, False, False, False), Verdict.MISCLASSIFIED),
+        ((False, True, False, False), Verdict.MISCLASSIFIED),
+        ((True, True, False, False), Verdict.FALSIFIED),
+        ((True, False, False, False), Verdict.UNKNOWN),
+        ((True, False, True, False), Verdict.VERIFIED_FLOAT),
+        ((True, False, True, True), Verdict.VERIFIED),
     ],
 )
-def test_fold(clean: bool, falsified: bool, verified: bool, verdict: Verdict) -> None:
-    assert fold(clean, falsified, verified) is verdict
+def test_fold(flags: tuple[bool, bool, bool, bool], verdict: Verdict) -> None:
+    assert fold(*flags) is verdict
 
 
+@pytest.mark.parametrize("proof", [(True, False), (True, True), (False, True)])
 @pytest.mark.parametrize(("clean", "falsified"), [(True, True), (False, False), (False, True)])
-def test_verified_and_wrong_stops_the_run(clean: bool, falsified: bool) -> None:
+def test_verified_and_wrong_stops_the_run(clean: bool, falsified: bool, proof: tuple[bool, bool]) -> None:
     with pytest.raises(SoundnessError, match="unsound"):
-        fold(clean, falsified, verified=True)
+        fold(clean, falsified, *proof)

@@ -16,6 +16,7 @@ from robustkit.verifiers.network_reader import read_network
 TRUSTED = (
     "checker",
     "leaves",
+    "ball_margins",
     "activation_lines",
     "rounding",
     "claims",

@@ -19,6 +19,7 @@ from robustkit.results import Subject, evaluation_table
 from robustkit.verdict import Verdict
 
 M, F, U, V = Verdict.MISCLASSIFIED, Verdict.FALSIFIED, Verdict.UNKNOWN, Verdict.VERIFIED
+P = Verdict.VERIFIED_FLOAT
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,43 @@ def test_a_verifier_that_attacks_shows_what_it_left() -> None:
     table = rows("a", "verify", "crown", [M, U, U, U, U, V, V, V, V, V])
     (block,) = compare(table, [facts("a")])
     assert "all attacks" not in block.columns
+
+
+def test_what_floating_point_alone_proves_stands_in_a_column_of_its_own(tmp_path: Path) -> None:
+    table = pd.concat(
+        [
+            rows("a", "attack", "pgd", [M, F, U, U, U, U, U, U, U, U]),
+            rows("a", "verify", "ibp", [M, U, U, P, P, V, V, U, U, U]),
+            rows("a", "verify", "crown", [M, U, U, P, P, P, V, P, U, U]),
+            rows("b", "attack", "pgd", [M, F, U, U, U, U, U, U, U, U]),
+            rows("b", "verify", "ibp", [M, U, U, U, U, V, V, V, U, U]),
+            rows("b", "verify", "crown", [M, U, U, U, U, V, V, V, U, U]),
+        ]
+    )
+    runs = [facts("a", "ibp"), facts("b", "natural")]
+    (block,) = compare(table, runs)
+    first, second = ({name: cell.value for name, cell in row.cells.items()} for row in block.rows)
+    figures = ("certified (ibp)", "certified (crown)", "certified", "certified (float)", "undecided")
+    assert [first[name] for name in figures] == pytest.approx([0.2, 0.1, 0.2, 0.3, 0.3])
+    assert [second[name] for name in figures] == pytest.approx([0.3, 0.3, 0.3, 0.0, 0.5])
+    assert block.columns.index("certified (float)") == block.columns.index("certified") + 1
+    assert not any(row.cells["certified (float)"].best for row in block.rows), "more of it is not better"
+    write_report(table, runs, tmp_path, title="A title")
+    for name in ("comparison.txt", "comparison.md", "comparison.csv", "comparison.tex", "report.html"):
+        assert "certified (float)" in (tmp_path / name).read_text(encoding="utf-8"), name
+    for name in ("comparison.txt", "comparison.md", "comparison.tex", "report.html"):
+        text = " ".join((tmp_path / name).read_text(encoding="utf-8").split())
+        assert "proved in addition, but in floating point only" in text, name
+    assert "dotted: with what floating point alone proves" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (clean,) = compare(table[table["run"] == "b"], runs[1:])
+    assert "certified (float)" not in clean.columns and "float" not in clean.caption
+
+
+def test_a_single_verifier_has_its_float_column_too() -> None:
+    (block,) = compare(rows("a", "verify", "crown", [M, U, P, P, P]), [facts("a")])
+    assert block.columns == ("clean", "certified", "certified (float)", "training s")
+    assert block.rows[0].cells["certified"].value == 0.0
+    assert block.rows[0].cells["certified (float)"].value == pytest.approx(0.6)
 
 
 def test_recipes_are_not_averaged_as_if_they_were_seeds() -> None:

@@ -1,4 +1,5 @@
 import math
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -44,14 +45,38 @@ def test_figures_are_derived_from_the_rows() -> None:
     assert figures.loc["ibp", ["n", "clean", "robust", "unknown"]].tolist() == [4, 0.75, 0.25, 0.5]
 
 
+def test_what_floating_point_alone_proves_is_counted_apart() -> None:
+    verdicts = [Verdict.MISCLASSIFIED, Verdict.VERIFIED_FLOAT, Verdict.VERIFIED_FLOAT, Verdict.VERIFIED]
+    figures = summarise(table("verify", "ibp", 0.1, *verdicts)).iloc[0]
+    assert figures[["clean", "robust", "float", "falsified", "unknown"]].tolist() == [0.75, 0.25, 0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "proved_by", "verdict"),
+    [
+        ("BoundVerifier(bound=<BoundMethod.IBP: 'ibp'>)", "ibp", "verified (float)"),
+        ("BoundVerifier(bound=<BoundMethod.IBP: 'ibp'>, recheck=True)", "ibp", "verified"),
+        ("Cascade(attack='pgd', bounds=(<BoundMethod.IBP: 'ibp'>,))", "ibp", "verified (float)"),
+        ("Complete(attack='pgd', timeout=60.0, batch=256, recheck=True, certificates='')", "complete", "verified"),
+        ("Complete(attack='pgd', timeout=60.0, batch=256)", "complete (float)", "verified (float)"),
+        ("YourOwn()", "yours", "verified"),
+    ],
+)
+def test_tables_of_old_claim_only_what_was_checked(settings: str, proved_by: str, verdict: str, tmp_path: Path) -> None:
+    old = table("verify", "ibp", 0.1, Verdict.VERIFIED, Verdict.UNKNOWN)
+    write_table(old.assign(settings=settings, proved_by=[proved_by, ""]), tmp_path / "table.csv")
+    assert read_table(tmp_path / "table.csv")["verdict"].tolist() == [verdict, "unknown"]
+
+
 @pytest.mark.parametrize(
     ("attack_eps", "outcome"),
     [(0.1, Verdict.FALSIFIED), (0.05, Verdict.FALSIFIED), (0.2, Verdict.MISCLASSIFIED)],
 )
 def test_verified_and_broken_stops_the_run(attack_eps: float, outcome: Verdict) -> None:
-    both = pd.concat([table("verify", "ibp", 0.1, Verdict.VERIFIED), table("attack", "pgd", attack_eps, outcome)])
-    with pytest.raises(SoundnessError, match="sample 0 of digits"):
-        check_coherence(both)
+    for proof in (Verdict.VERIFIED, Verdict.VERIFIED_FLOAT):
+        both = pd.concat([table("verify", "ibp", 0.1, proof), table("attack", "pgd", attack_eps, outcome)])
+        with pytest.raises(SoundnessError, match=re.escape(f"sample 0 of digits is {proof} at eps 0.1 by ibp")):
+            check_coherence(both)
 
 
 def test_broken_at_a_larger_radius_is_no_contradiction() -> None:

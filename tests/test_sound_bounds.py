@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from decimal import Decimal, localcontext
 from fractions import Fraction
 from itertools import product
@@ -13,17 +14,20 @@ from torch import Tensor, nn
 from robustkit.verifiers.activation_lines import Relaxation, adaptive, parallel, relax
 from robustkit.verifiers.exact_network import Activation, Dense, ExactNetwork
 from robustkit.verifiers.network_reader import read_network
-from robustkit.verifiers.sound_bounds import enclose, lower_bound
+from robustkit.verifiers.sound_bounds import Region, enclose, intervals, lower_bound
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "odd"])
 @pytest.mark.parametrize("eps", [0.0, 1e-6, 0.01, 0.3])
-def test_every_value_lies_within_its_bounds(kind: str, eps: float) -> None:
+@pytest.mark.parametrize("bound", [enclose, intervals])
+def test_every_value_lies_within_its_bounds(
+    kind: str, eps: float, bound: Callable[[ExactNetwork, Tensor, Tensor], Region]
+) -> None:
     generator = torch.Generator().manual_seed(3)
     for seed in range(2):
         network = read_network(network_of(kind, seed), shape_of(kind))
         centre = torch.rand(2, network.size(0), dtype=torch.float64, generator=generator)
-        region = enclose(network, centre - eps, centre + eps)
+        region = bound(network, centre - eps, centre + eps)
         noise = 2 * torch.rand(200, *centre.shape, dtype=torch.float64, generator=generator) - 1
         noise[100:] = noise[100:].sign()
         points = torch.minimum(torch.maximum(centre + eps * noise, centre - eps), centre + eps)

@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 import networks
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,8 +20,12 @@ from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
 from robustkit.verifiers import VERIFIERS, BoundVerifier, Cascade, Outcome, make_verifier, verify_batches
 
+PROVED = (Verdict.VERIFIED, Verdict.VERIFIED_FLOAT)
 SUBJECT = Subject("run", "code", "ibp", 0.1, "toy", 0)
-SETTLED = {Verdict.VERIFIED: {one.value for one in BoundMethod}, Verdict.FALSIFIED: {"pgd"}, Verdict.UNKNOWN: {""}}
+SETTLED = {key: set(BoundMethod) for key in PROVED} | {
+    Verdict.FALSIFIED: {"pgd", "branch-and-bound"},
+    Verdict.UNKNOWN: {""},
+}
 
 
 def balanced(kind: str) -> nn.Sequential:
@@ -76,16 +81,17 @@ def scaled(kind: str, factor: float) -> nn.Sequential:
 @pytest.mark.parametrize(
     ("flags", "verdict"),
     [
-        ((False, False, False), Verdict.MISCLASSIFIED),
-        ((False, True, False), Verdict.MISCLASSIFIED),
-        ((True, True, False), Verdict.FALSIFIED),
-        ((True, False, False), Verdict.UNKNOWN),
-        ((True, False, True), Verdict.VERIFIED),
+        ((False, False, False, False), Verdict.MISCLASSIFIED),
+        ((False, True, False, False), Verdict.MISCLASSIFIED),
+        ((True, True, False, False), Verdict.FALSIFIED),
+        ((True, False, False, False), Verdict.UNKNOWN),
+        ((True, False, True, False), Verdict.VERIFIED_FLOAT),
+        ((True, False, True, True), Verdict.VERIFIED),
     ],
 )
-def test_what_is_known_folds_into_one_verdict(flags: tuple[bool, bool, bool], verdict: Verdict) -> None:
+def test_what_is_known_folds_into_one_verdict(flags: tuple[bool, bool, bool, bool], verdict: Verdict) -> None:
     outcome = Outcome.begin(nn.Flatten(), torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-    for name, flag in zip(("clean", "falsified", "verified"), flags, strict=True):
+    for name, flag in zip(("clean", "falsified", "verified", "checked"), flags, strict=True):
         getattr(outcome, name)[0] = flag
     assert outcome.verdicts() == [verdict] == [fold(*flags)]
 
@@ -141,11 +147,13 @@ def test_nothing_is_verified_where_a_point_is_wrong(kind: str, name: str) -> Non
         outcome = verify(x, y, ball)
         verdicts = outcome.verdicts()
         for verdict, wrong in zip(verdicts, broken_samples(kind, eps), strict=True):
-            assert not (wrong and verdict is Verdict.VERIFIED), f"{name} verifies a broken sample of {kind} at {eps}"
+            assert not (wrong and verdict in PROVED), f"{name} verifies a broken sample of {kind} at {eps}"
         assert verdicts[-3:] == [Verdict.MISCLASSIFIED] * 3
         assert (outcome.seconds > 0).all()
         if eps == 0.0:
-            assert verdicts[:-3].count(Verdict.VERIFIED) >= 20
+            unread = kind in ("sigmoid", "tanh", "residual")
+            assert verdicts[:-3].count(Verdict.VERIFIED_FLOAT if unread else Verdict.VERIFIED) >= 20
+            assert (Verdict.VERIFIED in verdicts) is not unread
 
 
 def test_verdicts_agree_with_what_the_outcome_says_of_each_sample() -> None:
@@ -160,9 +168,10 @@ def test_verdicts_agree_with_what_the_outcome_says_of_each_sample() -> None:
         assert ball.contains(outcome.x_adv, x).all()
         for row, verdict in enumerate(outcome.verdicts()):
             seen.add(verdict)
-            assert outcome.settled_by[row] in SETTLED.get(verdict, {"prediction"})
-            assert (outcome.margin[row] > 0).item() == (verdict is Verdict.VERIFIED)
-            assert bool(outcome.reason[row]) == (verdict is Verdict.UNKNOWN)
+            assert outcome.settled_by[row].removesuffix(" (float)") in SETTLED.get(verdict, {"prediction"})
+            assert outcome.settled_by[row].endswith(" (float)") == (verdict is Verdict.VERIFIED_FLOAT)
+            assert (outcome.margin[row] > 0).item() == (verdict in PROVED)
+            assert bool(outcome.reason[row]) == (verdict in (Verdict.UNKNOWN, Verdict.VERIFIED_FLOAT))
             assert broken[row].item() == (verdict in (Verdict.FALSIFIED, Verdict.MISCLASSIFIED))
             if verdict is not Verdict.FALSIFIED:
                 assert torch.equal(outcome.x_adv[row], x[row])
@@ -208,7 +217,7 @@ def test_a_bound_that_refuses_is_left_out_and_the_reason_kept(
     model = balanced("conv")
     x, y = samples(model)
     asked = refusing(monkeypatch, BoundMethod.CROWN)
-    verify = make_verifier("cascade", {"bounds": ["crown", "ibp"]}).prepare(model, x[:1])
+    verify = make_verifier("cascade", {"bounds": ["crown", "ibp"], "split": False}).prepare(model, x[:1])
     with caplog.at_level(logging.WARNING):
         outcome = verify(x, y, LinfBall(0.05))
         verify(x, y, LinfBall(0.05))
@@ -227,7 +236,9 @@ def test_all_bounds_refusing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
     x, y = samples(model)
     refusing(monkeypatch, *BoundMethod)
     with pytest.raises(UnsupportedLayerError, match=r"no bound of the cascade .*: no ibp for this layer; no crown"):
-        make_verifier("cascade", {"bounds": ["ibp", "crown"]}).prepare(model, x[:1])(x, y, LinfBall(0.01))
+        make_verifier("cascade", {"bounds": ["ibp", "crown"], "split": False}).prepare(model, x[:1])(
+            x, y, LinfBall(0.01)
+        )
     with pytest.raises(UnsupportedLayerError, match="no ibp for this layer"):
         make_verifier("ibp").prepare(model, x[:1])(x, y, LinfBall(0.01))
 
@@ -235,7 +246,7 @@ def test_all_bounds_refusing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("name", sorted(VERIFIERS))
 def test_a_layer_without_bounds_is_refused_by_name(name: str) -> None:
     model = nn.Sequential(nn.MaxPool2d(2), nn.Flatten(), nn.Linear(9, 4)).eval()
-    with pytest.raises(UnsupportedLayerError, match="MaxPool2d at '0'"):
+    with pytest.raises(UnsupportedLayerError, match=r"MaxPool2d .*at '0'"):
         make_verifier(name).prepare(model, networks.inputs(1))
 
 
@@ -296,6 +307,7 @@ def test_a_batch_with_nothing_left_needs_no_bound(name: str, monkeypatch: pytest
 def test_every_verifier_is_made_by_its_name() -> None:
     assert {name: make_verifier(name).name for name in VERIFIERS} == {name: name for name in VERIFIERS}
     assert make_verifier("crown") == BoundVerifier(BoundMethod.CROWN)
+    assert make_verifier("ibp", {"recheck": False}) == BoundVerifier(BoundMethod.IBP, recheck=False)
     made = make_verifier("cascade", {"bounds": ["ibp", "crown"], "attack": "fgsm"})
     assert made == Cascade("fgsm", (BoundMethod.IBP, BoundMethod.CROWN))
     assert make_verifier("cascade", {"bounds": "crown"}) == Cascade(bounds=(BoundMethod.CROWN,))
@@ -311,8 +323,12 @@ def test_every_verifier_is_made_by_its_name() -> None:
         ("cascade", {"bounds": []}, "expected bounds as one bound method or more, each once, got []"),
         ("cascade", {"bounds": ["ibp", "ibp"]}, "expected bounds as one bound method or more, each once"),
         ("cascade", {"attack": "pdg"}, "unknown attack 'pdg'; did you mean pgd"),
-        ("ibp", {"bound": "crown"}, "expected no options for verifier 'ibp', got bound"),
-        ("ibp", {"steps": 1}, "expected no options for verifier 'ibp', got steps"),
+        (
+            "ibp",
+            {"bound": "crown"},
+            "expected no bound for verifier 'ibp', which is one; remove verify.options.ibp.bound",
+        ),
+        ("ibp", {"steps": 1}, "unknown option of verify.options.ibp 'steps'"),
     ],
 )
 def test_a_verifier_that_cannot_be_meant_is_refused(name: str, options: dict[str, Any], message: str) -> None:
@@ -349,19 +365,24 @@ def test_results_do_not_depend_on_the_batch_size(name: str) -> None:
 def test_rows_say_all_that_is_known() -> None:
     model = balanced("conv")
     data = split(model, 10)
-    ((rows, points),) = verify_batches(Cascade(), model, data, LinfBall(0.05), SUBJECT)
+    parts = list(verify_batches(Cascade(bounds=(BoundMethod.IBP,)), model, data, LinfBall(0.05), SUBJECT))
+    rows, points = pd.concat([one[0] for one in parts]), torch.cat([one[1] for one in parts])
+    assert len(parts) > 1, "what is left by bounds is yielded one by one"
+    places = [int(number) - 100 for number in rows["index"]]
+    rows, points = rows.sort_values("index"), points[torch.tensor(places).argsort()]
     assert list(rows.columns) == list(COLUMNS)
     assert rows["index"].tolist() == list(range(100, 110))
     assert rows["label"].tolist() == data.y.tolist()
     assert set(rows["kind"]) == {"verify"}
     assert set(rows["method"]) == {"cascade"}
-    assert set(rows["settings"]) == {repr(Cascade())}
+    assert set(rows["settings"]) == {repr(Cascade(bounds=(BoundMethod.IBP,)))}
     assert set(rows["run"]) == {"run"}
     assert set(rows["eps"]) == {0.05}
     assert (rows["seconds"] > 0).all()
     assert rows["predicted"].tolist() == model(data.x).argmax(dim=1).tolist()
     assert points.shape == data.x.shape
-    assert ((rows["verdict"] == "verified") == (rows["margin"] > 0)).all()
+    assert (rows["verdict"].isin(PROVED) == (rows["margin"] > 0)).all()
+    assert (rows["verdict"] == "verified").any()
 
 
 def test_no_samples_give_no_rows() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from robustkit.bounds import BoundMethod
 from robustkit.config import build
 from robustkit.errors import UsageError, unknown_name
-from robustkit.verifiers.base import Outcome, Verifier, Verify
+from robustkit.verifiers.base import Outcome, Prepared, Verifier
 from robustkit.verifiers.bound import BoundVerifier
 from robustkit.verifiers.cascade import Cascade
 from robustkit.verifiers.complete import Complete
@@ -20,8 +20,8 @@ __all__ = [
     "Cascade",
     "Complete",
     "Outcome",
+    "Prepared",
     "Verifier",
-    "Verify",
     "make_verifier",
     "verify_batches",
 ]
@@ -49,9 +49,11 @@ def make_verifier(name: str, options: Mapping[str, Any] | None = None) -> Verifi
     """
     if name not in VERIFIERS:
         raise unknown_name("verifier", name, VERIFIERS)
-    if name in (Cascade.name, Complete.name):
-        verifier: Verifier = build(VERIFIERS[name], options or {}, f"verify.options.{name}")
+    given, where = dict(options or {}), f"verify.options.{name}"
+    if name not in set(BoundMethod):
+        verifier: Verifier = build(VERIFIERS[name], given, where)
         return verifier
-    if options:
-        raise UsageError(f"expected no options for verifier {name!r}, got {', '.join(options)}; remove them")
-    return BoundVerifier(BoundMethod(name))
+    if "bound" in given:
+        raise UsageError(f"expected no bound for verifier {name!r}, which is one; remove {where}.bound")
+    alone: Verifier = build(BoundVerifier, {**given, "bound": name}, where)
+    return alone

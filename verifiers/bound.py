@@ -11,35 +11,43 @@ from torch import Tensor, nn
 from robustkit.bounds import Bounded, BoundMethod, bounded, intersect
 from robustkit.margins import worst_margin
 from robustkit.threat import LinfBall
-from robustkit.verifiers.base import Outcome, Verify
+from robustkit.verifiers.base import Outcome, Prepared
+from robustkit.verifiers.recheck import Recheck
 
 
 @dataclass(frozen=True)
 class BoundVerifier:
     """Verify what one bound method proves, and leave the rest unknown.
 
+    What it proves is checked again in float64 with all rounding accounted for, and counts as ``verified (float)`` where
+    that fails.
+
     Attributes:
         bound: the bound method.
+        recheck: check every proof; else all of them are ``verified (float)``.
     """
 
     bound: BoundMethod = field(default=BoundMethod.CROWN)
+    recheck: bool = True
 
     @property
     def name(self) -> str:
         """The bound's own name."""
         return self.bound.value
 
-    def prepare(self, model: nn.Module, example: Tensor) -> Verify:
+    def prepare(self, model: nn.Module, example: Tensor) -> Prepared:
         """Prepare for a model once; see ``Verifier``."""
         network = bounded(model, example)
+        recheck = Recheck.prepare(model, example, wanted=self.recheck)
 
-        def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
+        def screen(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
             outcome = Outcome.begin(model, x, y)
             apply_bound(outcome, network, self.bound, x, y, ball)
+            recheck(outcome, x, y, ball)
             outcome.verdicts()
             return outcome
 
-        return verify
+        return Prepared(screen)
 
 
 def apply_bound(outcome: Outcome, network: Bounded, bound: BoundMethod, x: Tensor, y: Tensor, ball: LinfBall) -> None:
@@ -68,5 +76,7 @@ def apply_bound(outcome: Outcome, network: Bounded, bound: BoundMethod, x: Tenso
     sure = outcome.verified[rows].tolist()
     outcome.seconds[rows.cpu()] += (time.perf_counter() - began) / len(rows)
     for row, settled in zip(rows.tolist(), sure, strict=True):
-        outcome.settled_by[row] = bound.value if settled else ""
-        outcome.reason[row] = "" if settled else f"{bound.value} proves no margin above 0"
+        if settled:
+            outcome.settled_by[row], outcome.reason[row] = bound.value, ""
+        else:
+            outcome.give_up(row, f"{bound.value} proves no margin above 0")

@@ -4,9 +4,9 @@ It believes nothing but the claim. It forms the box itself, reads the network it
 makes sure that the leaves cover the box, and bounds the row of every leaf with the slopes and multipliers that it is
 given, each of which is sound whatever it is; rounding is accounted for (``sound_bounds``). It shares no code with the
 bounds that searches use, and it needs no gradients. What remains to be trusted is this file, ``proof_tree``,
-``leaves``, ``sound_bounds``, ``activation_lines``, ``rounding``, ``exact_network``, ``network_reader`` and the claim's
-own form in ``claims``; Python; and float64 arithmetic that rounds to nearest in numpy and torch on a CPU, where
-convolutions of float64 are matrix products.
+``leaves``, ``ball_margins``, ``sound_bounds``, ``activation_lines``, ``rounding``, ``exact_network``,
+``network_reader`` and the claim's own form in ``claims``; Python; and float64 arithmetic that rounds to nearest in
+numpy and torch on a CPU, where convolutions of float64 are matrix products.
 
 What is proved is about the network in real arithmetic with the parameters as they are stored; a float32 execution of it
 may differ by its own rounding.
@@ -15,6 +15,7 @@ may differ by its own rounding.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import RobustkitError
+from robustkit.verifiers.ball_margins import ball_margins
 from robustkit.verifiers.certificate import Certificate, Split, Tree, model_digest
 from robustkit.verifiers.certificate_file import load_certificate
 from robustkit.verifiers.claims import Ball, Box, Disjunct, claim_digest
@@ -93,6 +95,43 @@ def check(certificate: Certificate, model: nn.Module) -> Checked:
     return Checked(margin > 0, margin, leaves, time.perf_counter() - began, reason, certificate.claim.summary)
 
 
+def check_balls(network: ExactNetwork, claims: Sequence[Ball]) -> Tensor:
+    """Prove many claims of one network that need no splits, and with them no certificate.
+
+    Args:
+        network: as ``read_network`` reads it for samples of this shape.
+        claims: the claims.
+
+    Returns:
+        For each a number that no margin of its label over its ball undercuts, in real arithmetic: float64 of shape
+        ``(B,)``. The claim is proved where it is above 0; minus infinity where nothing is known.
+
+    Raises:
+        ProofError: a sample outside its pixel range or of another shape, a label that is none, or arithmetic that
+            flushes to zero.
+    """
+    _expect_gradual_underflow()
+    outputs = network.size(len(network.steps))
+    for claim in claims:
+        if claim.x.shape != network.shapes[0] or not claim.label < outputs:
+            raise ProofError(
+                f"expected samples of shape {network.shapes[0]} with labels below {outputs}, got {claim.x.shape} with "
+                f"{claim.label}; give claims of this network"
+            )
+    if not claims or outputs < 2:  # of a single class there is nothing to prove
+        return torch.full((len(claims),), -torch.inf, dtype=torch.float64)
+    with torch.inference_mode(), np.errstate(all="ignore"):
+        boxes = [box_of(claim) for claim in claims]
+        lb, ub = (torch.cat(ends) for ends in zip(*boxes, strict=True))
+        margins = ball_margins(network, lb, ub, torch.tensor([claim.label for claim in claims]))
+    return margins.clone()
+
+
+def _expect_gradual_underflow() -> None:
+    if not (torch.full((64,), 2.0**-1074, dtype=torch.float64) * 1.0 > 0).all():
+        raise ProofError("expected arithmetic with gradual underflow, got flushing to zero; switch it off")
+
+
 def _least_margin(certificate: Certificate, model: nn.Module) -> float:
     """Prove every tree, or raise."""
     claim = certificate.claim
@@ -100,8 +139,7 @@ def _least_margin(certificate: Certificate, model: nn.Module) -> float:
         raise ProofError("expected the claim that was signed, got another: the certificate was changed")
     if model_digest(model) != certificate.model:
         raise ProofError("expected the network of the certificate, got one with other parameters; give the right one")
-    if not (torch.full((64,), 2.0**-1074, dtype=torch.float64) * 1.0 > 0).all():
-        raise ProofError("expected arithmetic with gradual underflow, got flushing to zero; switch it off")
+    _expect_gradual_underflow()
     network = read_network(model, claim.x.shape if isinstance(claim, Ball) else claim.lb.shape)
     lb, ub = box_of(claim)
     disjuncts = _disjuncts(claim, network.size(len(network.steps)))

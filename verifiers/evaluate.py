@@ -1,8 +1,10 @@
-"""Verify a test set batch by batch, and write down one row per sample."""
+"""Verify a test set, and write down one row per sample: whole batches first, then one by one what these leave."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
@@ -12,13 +14,20 @@ from robustkit.attacks.base import check_inputs, check_labels, checked_logits, e
 from robustkit.data import Split
 from robustkit.results import Subject, evaluation_table
 from robustkit.threat import LinfBall
-from robustkit.verifiers.base import Verifier
+from robustkit.verifiers.base import Outcome, Prepared, Tell, Verifier
 
 
 def verify_batches(
-    verifier: Verifier, model: nn.Module, split: Split, ball: LinfBall, subject: Subject, batch_size: int = 250
+    verifier: Verifier,
+    model: nn.Module,
+    split: Split,
+    ball: LinfBall,
+    subject: Subject,
+    batch_size: int = 250,
+    *,
+    tell: Tell = lambda _: None,
 ) -> Iterator[tuple[pd.DataFrame, Tensor]]:
-    """Verify samples batch by batch; the caller counts, keeps and may stop after any batch.
+    """Verify samples; the caller counts, keeps, and may stop after any rows.
 
     Args:
         verifier: the verifier.
@@ -27,10 +36,11 @@ def verify_batches(
         ball: the ball around each.
         subject: which network, on what: the part of a row that all share.
         batch_size: samples verified together.
+        tell: is told how far the work on a single sample has come.
 
     Yields:
-        The rows of the results table of a batch; and its counterexamples, shape ``(B, ...)``: where there is none, the
-        sample itself.
+        Rows of the results table, of every sample once, in any order; and their counterexamples, shape ``(B, ...)``:
+        where there is none, the sample itself.
 
     Raises:
         UsageError: inputs outside the pixel range, or labels that are none.
@@ -41,23 +51,78 @@ def verify_batches(
     if not len(split):
         return
     with evaluating(model):
-        verify = verifier.prepare(model, split.x[:1])
+        prepared = verifier.prepare(model, split.x[:1])
+    table = _Table(verifier, ball, subject)
+    waiting: list[_Waiting] = []
     for first in range(0, len(split), batch_size):
-        part = slice(first, first + batch_size)
-        x, y, index = split.x[part], split.y[part], split.index[part]
-        check_inputs(x, y, ball)
+        part = Split(*(one[first : first + batch_size] for one in (split.x, split.y, split.index)))
+        check_inputs(part.x, part.y, ball)
         with evaluating(model):
             with torch.no_grad():
-                check_labels(y, checked_logits(model, x).shape[1])
-            outcome = verify(x, y, ball, index)
+                check_labels(part.y, checked_logits(model, part.x).shape[1])
+            outcome = prepared.screen(part.x, part.y, ball, part.index)
+        left = outcome.left().tolist() if prepared.finish else []
+        waiting += [_Waiting(outcome.take([row]), _rows(part, [row])) for row in left]
+        settled = [row for row in range(len(part)) if row not in set(left)]
+        if settled:
+            yield table.of(outcome.take(settled), _rows(part, settled))
+    for one in _finished(prepared, model, waiting, ball, tell):
+        yield table.of(one.outcome, one.sample)
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A sample that is left open, and what is known of it."""
+
+    outcome: Outcome
+    sample: Split
+
+    @property
+    def promise(self) -> float:
+        """The greatest lower bound of its worst margin; minus infinity where there is none."""
+        margin = float(self.outcome.margin[0])
+        return margin if margin == margin else -torch.inf
+
+
+def _finished(
+    prepared: Prepared, model: nn.Module, waiting: Sequence[_Waiting], ball: LinfBall, tell: Tell
+) -> Iterator[_Waiting]:
+    """Go on with what is left, the likeliest proofs first."""
+    until = time.monotonic() + prepared.total
+    for one in sorted(waiting, key=lambda one: -one.promise):
+        number = int(one.sample.index[0])
+
+        def told(text: str, number: int = number) -> None:
+            tell(f"sample {number}: {text}")
+
+        with evaluating(model):
+            prepared.go_on(one.outcome, one.sample.x, one.sample.y, ball, number, until=until, tell=told)
+        yield one
+
+
+def _rows(split: Split, rows: Sequence[int]) -> Split:
+    places = torch.tensor(rows, dtype=torch.int64)
+    return Split(*(one[places.to(one.device)] for one in (split.x, split.y, split.index)))
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What all rows of an evaluation share."""
+
+    verifier: Verifier
+    ball: LinfBall
+    subject: Subject
+
+    def of(self, outcome: Outcome, split: Split) -> tuple[pd.DataFrame, Tensor]:
+        """Write down what is known of samples."""
         rows = evaluation_table(
-            subject,
+            self.subject,
             "verify",
-            verifier.name,
-            repr(verifier),
-            eps=ball.eps,
-            index=index.cpu().numpy(),
-            label=y.cpu().numpy(),
+            self.verifier.name,
+            repr(self.verifier),
+            eps=self.ball.eps,
+            index=split.index.cpu().numpy(),
+            label=split.y.cpu().numpy(),
             predicted=outcome.predicted.cpu().numpy(),
             verdict=outcome.verdicts(),
             margin=outcome.margin.double().cpu().numpy(),
@@ -65,4 +130,4 @@ def verify_batches(
             proved_by=outcome.settled_by,
             reason=outcome.reason,
         )
-        yield rows, outcome.x_adv
+        return rows, outcome.x_adv

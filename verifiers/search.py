@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustkit.bounds.branches import Branches, SplitNetwork
+from robustkit.verifiers.base import Tell
 from robustkit.verifiers.leaf_programs import solve_leaf
 from robustkit.verifiers.search_proof import Proof
 from robustkit.verifiers.waiting import Queue
@@ -24,9 +25,8 @@ Look = Callable[[Tensor], Tensor | None]
 """Tries points of the box ``(N, ...)``: gives one that breaks the property, shape ``(1, ...)``, or None."""
 
 
-Tell = Callable[[str], None]
-"""Is told, every now and then, how far the search has come."""
 TELL_EVERY = 0.5
+"""Seconds between two words on how far the search has come."""
 
 
 @dataclass(frozen=True)

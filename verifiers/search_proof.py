@@ -87,6 +87,11 @@ class Proof:
         """Number of all branches so far."""
         return len(self.parent)
 
+    @property
+    def roots(self) -> int:
+        """Number of rows: nodes that nothing was cut from."""
+        return self.parent.count(-1)
+
     def forget(self, nodes: int) -> None:
         """Go back to so many nodes; none of those after them is done."""
         for one in (self.parent, self.kind, self.column):

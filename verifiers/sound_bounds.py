@@ -15,9 +15,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustkit.errors import UsageError
 from robustkit.verifiers.activation_lines import Relaxation, adaptive, parallel, relax
 from robustkit.verifiers.certificate import HiddenSlopes
-from robustkit.verifiers.exact_network import Activation, Dense, ExactNetwork, Scale
+from robustkit.verifiers.exact_network import Activation, Dense, ExactNetwork, Scale, Step
 from robustkit.verifiers.rounding import LARGEST, UNDERFLOW, UNIT, down, gamma, up
 
 BUDGET = 2**22
@@ -56,6 +57,8 @@ def lower_bound(
     region: Region,
     relaxations: Sequence[Relaxation],
     multipliers: Sequence[Tensor | None] = (),
+    *,
+    stop: int = 0,
 ) -> Tensor:
     """Bound linear functions of a value from below, by one backward pass.
 
@@ -67,15 +70,20 @@ def lower_bound(
         relaxations: of every activation in front of it, in order.
         multipliers: of every activation, what is subtracted from the coefficients of its input, ``(B, n)``, or None.
             Sound where the entry times ``z`` is at least 0 all over the region that the bound is for.
+        stop: number of the value at which the pass ends, whose bounds then take the place of the box; everything
+            between must depend on the input through this value alone.
 
     Returns:
         Shape ``(B, R)``: numbers that no point of the box undercuts, in real arithmetic; minus infinity or NaN where
         nothing is known.
+
+    Raises:
+        UsageError: something between the two values takes one in front of ``stop``.
     """
     coefficients = {start: rows}
     constant = torch.zeros(rows.shape[:2], dtype=torch.float64)
     radius = torch.zeros_like(constant)
-    for index in range(start - 1, -1, -1):
+    for index in range(start - 1, stop - 1, -1):
         a = coefficients.pop(index + 1, None)
         if a is None:
             continue
@@ -106,14 +114,16 @@ def lower_bound(
                 coefficients[value] = merged
             else:
                 coefficients[value] = a
-    return _concretise(coefficients[0], constant, radius, region)
+    if coefficients.keys() != {stop}:
+        raise UsageError(f"expected value {stop} to cut the network, got a path around it; choose another to stop at")
+    return _concretise(coefficients[stop], constant, radius, region, stop)
 
 
-def _concretise(a: Tensor, constant: Tensor, radius: Tensor, region: Region) -> Tensor:
-    """Give the least value of ``a . x + constant`` over the boxes, less the radius and all that is rounded here."""
-    least = _dot(a.clamp(min=0), region.lower[0]) + _dot(a.clamp(max=0), region.upper[0])
+def _concretise(a: Tensor, constant: Tensor, radius: Tensor, region: Region, value: int) -> Tensor:
+    """Give the least ``a . z + constant`` over the bounds of a value, less the radius and all that is rounded here."""
+    least = _dot(a.clamp(min=0), region.lower[value]) + _dot(a.clamp(max=0), region.upper[value])
     total = constant + least
-    radius = radius + gamma(2 * a.shape[2]) * _dot(a.abs(), region.size[0]) + 2 * UNIT * total.abs() + UNDERFLOW
+    radius = radius + gamma(2 * a.shape[2]) * _dot(a.abs(), region.size[value]) + 2 * UNIT * total.abs() + UNDERFLOW
     return down(total - radius)
 
 
@@ -135,37 +145,58 @@ def enclose(network: ExactNetwork, lb: Tensor, ub: Tensor, hidden: Sequence[Hidd
     region = Region([lb], [ub], [_size(lb, ub)], [])
     kinds: tuple[list[Relaxation], list[Relaxation]] = ([], [])
     for step in network.steps:
-        operation, inputs = step.operation, step.inputs
-        lower, upper = ([bound[value] for value in inputs] for bound in (region.lower, region.upper))
-        slack = None
-        if isinstance(operation, Dense):
-            slack = _slack(operation, region.size[inputs[0]])
-            positive, negative = operation.weight.clamp(min=0), operation.weight.clamp(max=0)
-            ends = [
-                operation.times(positive, one) + operation.times(negative, other) + operation.bias
-                for one, other in ((lower[0], upper[0]), (upper[0], lower[0]))
-            ]
-            low, high = down(ends[0] - slack - UNDERFLOW), up(ends[1] + slack + UNDERFLOW)
-        elif isinstance(operation, Activation):
-            low, high = _refine(network, inputs[0], region, kinds)
+        if isinstance(step.operation, Activation):
+            low, high = _refine(network, step.inputs[0], region, kinds)
             for one in hidden:
-                if one.layer == operation.number and len(one.neurons):
-                    low, high = _refine_by(network, inputs[0], region, one)
+                if one.layer == step.operation.number and len(one.neurons):
+                    low, high = _refine_by(network, step.inputs[0], region, one)
             for kind, choose in zip(kinds, (adaptive, parallel), strict=True):
-                kind.append(choose(operation, low, high))
-            low = torch.where(low < 0, down(operation.slope * low) if operation.slope else 0.0, low)
-            high = torch.where(high < 0, up(operation.slope * high) if operation.slope else 0.0, high)
-        elif len(inputs) == 1:
-            low, high = lower[0], upper[0]
-        else:
-            low, high = down(lower[0] + lower[1]), up(upper[0] + upper[1])
-        # also where a sum overflowed on its way
-        low, high = low.where(low.abs() <= LARGEST, -torch.inf), high.where(high.abs() <= LARGEST, torch.inf)
-        region.slack.append(slack)
-        region.lower.append(low)
-        region.upper.append(high)
-        region.size.append(_size(low, high))
+                kind.append(choose(step.operation, low, high))
+        _extend(region, step)
     return region
+
+
+def intervals(network: ExactNetwork, lb: Tensor, ub: Tensor) -> Region:
+    """Enclose every value of a network over boxes by intervals alone: looser than ``enclose``, and far cheaper.
+
+    Args:
+        network: the operations.
+        lb: least inputs, shape ``(B, n)``.
+        ub: greatest inputs, none below ``lb``.
+
+    Returns:
+        The bounds of every value.
+    """
+    region = Region([lb], [ub], [_size(lb, ub)], [])
+    for step in network.steps:
+        _extend(region, step)
+    return region
+
+
+def _extend(region: Region, step: Step) -> None:
+    """Append the bounds of the next value, by intervals."""
+    operation, inputs = step.operation, step.inputs
+    lower, upper = ([bound[value] for value in inputs] for bound in (region.lower, region.upper))
+    low, high, slack = lower[0], upper[0], None
+    if isinstance(operation, Dense):
+        slack = _slack(operation, region.size[inputs[0]])
+        positive, negative = operation.weight.clamp(min=0), operation.weight.clamp(max=0)
+        ends = [
+            operation.times(positive, one) + operation.times(negative, other) + operation.bias
+            for one, other in ((low, high), (high, low))
+        ]
+        low, high = down(ends[0] - slack - UNDERFLOW), up(ends[1] + slack + UNDERFLOW)
+    elif isinstance(operation, Activation):
+        low = torch.where(low < 0, down(operation.slope * low) if operation.slope else 0.0, low)
+        high = torch.where(high < 0, up(operation.slope * high) if operation.slope else 0.0, high)
+    elif len(inputs) == 2:
+        low, high = down(lower[0] + lower[1]), up(upper[0] + upper[1])
+    # also where a sum overflowed on its way
+    low, high = low.where(low.abs() <= LARGEST, -torch.inf), high.where(high.abs() <= LARGEST, torch.inf)
+    region.slack.append(slack)
+    region.lower.append(low)
+    region.upper.append(high)
+    region.size.append(_size(low, high))
 
 
 def _refine(

@@ -120,7 +120,7 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         if altered(m):
-            raise _refused(module_qualified_name, f"{type(m).__name__} has hooks or a patched forward")
+            raise _refused(module_qualified_name, f"{type(m).__name__} with hooks or a patched forward")
         return type(m) in LEAVES or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -146,10 +146,10 @@ class _Reader(fx.Interpreter):
             self.number[n] = 0
         elif n.op == "output":
             if given != [len(self.steps)] or len(self.shapes[-1]) != 1:
-                raise _refused(n.name, "the outputs are expected to be one vector that is computed last")
+                raise _refused(n.name, f"outputs of shape {self.shapes[-1]}; expected one vector that is computed last")
         elif given and isinstance(found, Tensor):
             if found.shape[:1] != self.example.shape[:1]:
-                raise _refused(n.name, f"the batch of 2 became {tuple(found.shape)}")
+                raise _refused(n.name, f"a batch of 2 that becomes {tuple(found.shape)}")
             self._take(n, given, tuple(found.shape[1:]))
         return found
 
@@ -160,7 +160,8 @@ class _Reader(fx.Interpreter):
             return
         found = self._of_call(n, given, after) if layer is None else self._of_layer(layer, self.shapes[given[0]], after)
         if found is None:
-            raise _refused(n.name, f"no rule for {n.target if layer is None else layer}")
+            what = getattr(n.target, "__name__", str(n.target)) if layer is None else type(layer).__name__
+            raise _refused(str(n.target) if layer is not None else n.name, f"{what} with its settings")
         self.steps.append(Step(found, tuple(given)))
         self.shapes.append(after)
         self.number[n] = len(self.steps)
@@ -197,8 +198,8 @@ class _Reader(fx.Interpreter):
         return None
 
 
-def _refused(name: str, why: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError(f"branch and bound cannot carry this network: {why} (at {name!r})")
+def _refused(name: str, what: str) -> UnsupportedLayerError:
+    return UnsupportedLayerError(f"branch and bound cannot carry {what} at {name!r}")
 
 
 def _hold_against(graph: Graph, model: nn.Module, example: Tensor) -> None:
@@ -208,4 +209,4 @@ def _hold_against(graph: Graph, model: nn.Module, example: Tensor) -> None:
     expected, found = model(x), graph.values(x)[-1]
     far = bool(((found - expected).abs() > APART * (1.0 + expected.abs().amax())).any())
     if found.shape != expected.shape or (far and bool(expected.isfinite().all())):
-        raise _refused("the outputs", "its operations one after the other give other outputs than the network")
+        raise UnsupportedLayerError("branch and bound follows this network wrongly: it would give other outputs")

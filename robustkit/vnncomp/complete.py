@@ -13,7 +13,7 @@ from robustkit.bounds.branches import SplitNetwork
 from robustkit.bounds.chain import Statistics, chain_of
 from robustkit.bounds.graph import trace
 from robustkit.bounds.symbolic import Backward, Relaxation, carries
-from robustkit.verifiers.complete import ROOT_SHARE, TIGHTEN
+from robustkit.verifiers.branch_and_bound import ROOT_SHARE, TIGHTEN
 from robustkit.verifiers.search import Limits, search
 from robustkit.vnncomp import baseline
 from robustkit.vnncomp.decision import Answer, Result

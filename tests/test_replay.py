@@ -1,0 +1,112 @@
+"""A counterexample must be wrong in the model and in float64, strictly, and inside the ball."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustkit.attacks import AttackResult
+from robustkit.threat import LinfBall
+from robustkit.verdict import Verdict
+from robustkit.verifiers import Complete, Outcome, make_verifier
+from robustkit.verifiers.cascade import apply_attack
+from robustkit.verifiers.replay import Look, Replay
+
+
+def flat(weight: list[list[float]], bias: list[float]) -> nn.Sequential:
+    layer = nn.Linear(len(weight[0]), len(bias))
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor(weight))
+        layer.bias.copy_(torch.tensor(bias))
+    return nn.Sequential(layer).eval()
+
+
+DIFFERENCE = flat([[1.0], [0.0]], [0.0, 0.25])
+"""Class 0 is right for x > 0.25, class 1 below; at 0.25 they tie."""
+
+ROUNDED = nn.Sequential(flat([[1.0]], [1e8]), flat([[1.0]], [-1e8]), flat([[-1.0], [0.0]], [0.5, 0.125])).eval()
+"""The margin of class 0 is ``0.375 - x`` in real arithmetic; float32 swallows x and says 0.375."""
+
+
+class Pointing:
+    """An attack that gives points it was told."""
+
+    name = "pointing"
+
+    def __init__(self, *points: float) -> None:
+        self.points = torch.tensor(points).unsqueeze(1)
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None
+    ) -> AttackResult:
+        return AttackResult(self.points, torch.zeros(len(x)))
+
+
+def attacked(model: nn.Module, x: float, point: float, eps: float) -> Outcome:
+    sample, label = torch.tensor([[x]]), torch.tensor([0])
+    outcome = Outcome.begin(model, sample, label)
+    apply_attack(outcome, Replay.prepare(model), Pointing(point), sample, label, LinfBall(eps), None)
+    return outcome
+
+
+def test_a_strict_violation_inside_the_ball_is_falsified() -> None:
+    outcome = attacked(DIFFERENCE, 0.5, 0.125, 0.375)
+    assert outcome.verdicts() == [Verdict.FALSIFIED]
+    assert outcome.x_adv.item() == 0.125
+    assert outcome.tie == [""]
+
+
+def test_a_point_outside_the_ball_is_nothing() -> None:
+    outcome = attacked(DIFFERENCE, 0.5, 0.125, 0.25)
+    assert outcome.verdicts() == [Verdict.UNKNOWN]
+    assert outcome.tie == [""]
+    assert outcome.least.item() == 0.25
+
+
+def test_a_tie_is_told_apart() -> None:
+    outcome = attacked(DIFFERENCE, 0.5, 0.25, 0.25)
+    assert outcome.verdicts() == [Verdict.UNKNOWN]
+    outcome.give_up(0, "no bound proves it")
+    assert outcome.reason == [
+        "a tie: a point of the ball has margin 0 in the model and 0 in float64, and only below 0 in both would be a "
+        "counterexample; no bound proves it"
+    ]
+
+
+def test_a_violation_in_one_arithmetic_alone_is_a_tie() -> None:
+    outcome = attacked(ROUNDED, 0.125, 0.625, 0.5)
+    assert outcome.verdicts() == [Verdict.UNKNOWN]
+    assert outcome.tie[0].startswith("a tie: a point of the ball has margin 0.375 in the model and -0.25 in float64")
+
+
+@pytest.mark.parametrize("name", ["cascade", "complete"])
+def test_verifiers_leave_a_ball_that_touches_the_boundary_unknown(name: str) -> None:
+    x, y = torch.tensor([[0.5], [0.5]]), torch.tensor([0, 0])
+    outcome = make_verifier(name).prepare(DIFFERENCE, x[:1])(x, y, LinfBall(0.25))
+    assert outcome.verdicts() == [Verdict.UNKNOWN] * 2
+    assert all(reason.startswith("a tie: ") for reason in outcome.reason)
+    nearer = make_verifier(name).prepare(DIFFERENCE, x[:1])(x, y, LinfBall(0.25 - 2**-20))
+    assert nearer.verdicts() == [Verdict.VERIFIED] * 2
+    farther = make_verifier(name).prepare(DIFFERENCE, x[:1])(x, y, LinfBall(0.25 + 2**-20))
+    assert farther.verdicts() == [Verdict.FALSIFIED] * 2
+
+
+def test_a_tied_clean_sample_is_misclassified() -> None:
+    x, y = torch.tensor([[0.25]]), torch.tensor([0])
+    assert Complete().prepare(DIFFERENCE, x)(x, y, LinfBall(0.1)).verdicts() == [Verdict.MISCLASSIFIED]
+
+
+def test_a_look_gives_the_first_counterexample_and_remembers_a_tie() -> None:
+    look = Look(Replay.prepare(DIFFERENCE), torch.tensor([[0.5]]), torch.tensor([0]), LinfBall(0.375))
+    assert look(torch.tensor([[0.5], [0.25]])) is None
+    assert look.tie.startswith("a tie: a point of the ball has margin 0 ")
+    found = look(torch.tensor([[0.5], [0.0], [0.2]]))
+    assert found is not None
+    assert found.item() == 0.125, "moved into the ball"
+
+
+def test_the_copy_leaves_the_model_as_it_was() -> None:
+    model = flat([[1.0], [0.0]], [0.0, 0.25]).train()
+    replay = Replay.prepare(model)
+    assert model.training and not replay.wide.training
+    assert next(model.parameters()).dtype == torch.float32
+    assert next(replay.wide.parameters()).dtype == torch.float64

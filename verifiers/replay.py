@@ -1,0 +1,117 @@
+"""Counterexamples are believed only after they were run again: in the model itself and in float64."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from robustkit.margins import logit_margins, worst_margin
+from robustkit.threat import LinfBall
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What points turn out to be.
+
+    Attributes:
+        inside: which lie in the ball, decided in float64, shape ``(B,)``.
+        native: worst margin of each in the model itself, shape ``(B,)``.
+        wide: worst margin of each in a float64 copy of it, shape ``(B,)``.
+    """
+
+    inside: Tensor
+    native: Tensor
+    wide: Tensor
+
+    @property
+    def broken(self) -> Tensor:
+        """Which points of the ball have a wrong class strictly ahead in both, shape ``(B,)``."""
+        return self.inside & (self.native < 0) & (self.wide < 0)
+
+    @property
+    def tied(self) -> Tensor:
+        """Which are neither right in both nor broken: a class level with the own one, or ahead in only one of both."""
+        return self.inside & ~self.broken & ~((self.native > 0) & (self.wide > 0))
+
+    def tie(self, row: int) -> str:
+        """Say what is known of a tied point."""
+        return (
+            f"a tie: a point of the ball has margin {float(self.native[row]):.4g} in the model and "
+            f"{float(self.wide[row]):.4g} in float64, and only below 0 in both would be a counterexample"
+        )
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A model and its float64 copy on the CPU.
+
+    Attributes:
+        model: in eval mode, on its device.
+        wide: the copy.
+    """
+
+    model: nn.Module
+    wide: nn.Module
+
+    @classmethod
+    def prepare(cls, model: nn.Module) -> Replay:
+        """Copy a model once; its weights must not change afterwards."""
+        return cls(model, copy.deepcopy(model).cpu().double().eval())
+
+    @torch.no_grad()
+    def __call__(self, points: Tensor, x: Tensor, y: Tensor, ball: LinfBall) -> Replayed:
+        """Run points again.
+
+        Args:
+            points: shape ``(B, ...)``.
+            x: the samples, of the same shape.
+            y: labels, shape ``(B,)``.
+            ball: the ball around each sample.
+
+        Returns:
+            What they are, on the device of ``x``.
+        """
+        native, wide = self.model(points), self.wide(points.detach().cpu().double()).to(x.device)
+        margins = (worst_margin(logit_margins(logits, y), y) for logits in (native, wide))
+        return Replayed(ball.contains(points, x), *margins)
+
+
+@dataclass
+class Look:
+    """What a search asks of the points it comes upon around one sample: is one a counterexample?
+
+    Attributes:
+        replay: runs them again.
+        x: the sample, shape ``(1, ...)``.
+        y: its label, shape ``(1,)``.
+        ball: the ball around it.
+        tie: what is known of a tied point among those seen; empty where there was none.
+    """
+
+    replay: Replay
+    x: Tensor
+    y: Tensor
+    ball: LinfBall
+    tie: str = ""
+
+    def __call__(self, points: Tensor) -> Tensor | None:
+        """Give the first counterexample among points ``(B, ...)``, moved into the ball; None where there is none."""
+        points = self.ball.project(points, self.x)
+        suspects = self._suspects(points)
+        if not len(suspects):
+            return None
+        found = self.replay(suspects, self.x.expand_as(suspects), self.y.expand(len(suspects)), self.ball)
+        if bool(found.broken.any()):
+            return suspects[found.broken][:1]
+        for row in found.tied.nonzero().flatten().tolist()[:1]:
+            self.tie = self.tie or found.tie(row)
+        return None
+
+    @torch.no_grad()
+    def _suspects(self, points: Tensor) -> Tensor:
+        """Give the points that the model itself does not get right."""
+        y = self.y.expand(len(points))
+        return points[~(worst_margin(logit_margins(self.replay.model(points), y), y) > 0)]
