@@ -93,14 +93,14 @@ class Programme:
         cost, integral = np.zeros(count), np.zeros(count)
         cost[objective], integral[self.binary] = 1.0, 1.0
         matrix = np.array([np.pad(row, (0, count - len(row))) for row in self.rows])
-        found: Any = milp(
-            cost,
-            integrality=integral,
-            bounds=Bounds(np.array(self.lower), np.array(self.upper)),
-            constraints=LinearConstraint(matrix, -np.inf, np.array(self.limits)),
-            options={"mip_rel_gap": 0},
-        )
-        if found.status != 0:
+        limits = LinearConstraint(matrix, -np.inf, np.array(self.limits))
+        box = Bounds(np.array(self.lower), np.array(self.upper))
+        for presolve in (True, False):  # the presolver fails on some programmes, with an error of HiGHS's own
+            options = {"mip_rel_gap": 0, "presolve": presolve}
+            found: Any = milp(cost, integrality=integral, bounds=box, constraints=limits, options=options)
+            if found.status == 0:
+                break
+        else:
             raise RuntimeError(f"expected an optimum, got status {found.status}: {found.message}")
         bound = found.mip_dual_bound if self.binary else found.fun
         return np.asarray(found.x), float(bound)

@@ -82,9 +82,10 @@ def hold(family: str, name: str, seeds: range, count: int) -> None:
     for seed in seeds:
         for key, number in sweep(family, name, seed, count).items():
             total[key] = total.get(key, 0) + number
-    assert total.get((False, Verdict.VERIFIED), 0) == 0, "a false property is verified"
-    assert total.get((True, Verdict.FALSIFIED), 0) == 0, "a true property is falsified"
-    assert total.get((False, Verdict.MISCLASSIFIED), 0) + total.get((True, Verdict.MISCLASSIFIED), 0) == 0
+    for true, verdict in total:
+        assert true or not verdict.startswith("verified"), "a false property is verified"
+        assert not (true and verdict is Verdict.FALSIFIED), "a true property is falsified"
+        assert verdict is not Verdict.MISCLASSIFIED
     decided = total.get((True, Verdict.VERIFIED), 0) + total.get((False, Verdict.FALSIFIED), 0)
     assert sum(total.values()) >= len(seeds) * count * 2
     assert total.get((True, Verdict.VERIFIED), 0) > 0, "some true property is verified, or nothing was tested"
