@@ -123,6 +123,9 @@ class Verify(Protocol):
 
         Returns:
             What is known of each sample.
+
+        Raises:
+            UsageError: inputs outside the pixel range, or batch norm or dropout in train mode.
         """
 
 
@@ -145,4 +148,5 @@ class Verifier(Protocol):
 
         Raises:
             UnsupportedLayerError: a layer cannot be bounded soundly; the layer is named.
+            UsageError: batch norm or dropout in train mode.
         """

@@ -12,6 +12,7 @@ from robustkit.bounds import Bounded, BoundMethod, bounded, intersect
 from robustkit.margins import worst_margin
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Verify
+from robustkit.verifiers.preconditions import check_batch, check_mode
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class BoundVerifier:
 
     def prepare(self, model: nn.Module, example: Tensor) -> Verify:
         """Prepare for a model once; see ``Verifier``."""
+        check_mode(model)
         network = bounded(model, example)
 
         def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
+            check_batch(model, x, y, ball)
             outcome = Outcome.begin(model, x, y)
             apply_bound(outcome, network, self.bound, x, y, ball)
             outcome.verdicts()

@@ -17,6 +17,7 @@ from robustkit.margins import correct, logit_margins, worst_margin
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Verify
 from robustkit.verifiers.bound import apply_bound
+from robustkit.verifiers.preconditions import check_batch, check_mode
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +52,13 @@ class Cascade:
 
     def prepare(self, model: nn.Module, example: Tensor) -> Verify:
         """Prepare for a model once; see ``Verifier``."""
+        check_mode(model)
         network = bounded(model, example)
         attack = make_attack(self.attack, {})
         refused: dict[BoundMethod, str] = {}
 
         def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
+            check_batch(model, x, y, ball)
             outcome = Outcome.begin(model, x, y)
             apply_attack(outcome, model, attack, x, y, ball, index)
             for bound in self.bounds:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robustkit.attacks import ATTACKS, make_attack
 from robustkit.bounds.branches import SplitNetwork
 from robustkit.bounds.chain import Statistics, chain_of
-from robustkit.bounds.layers import check_layers
+from robustkit.bounds.layers import check_layers, check_weights
 from robustkit.bounds.symbolic import Backward, Relaxation, carries
 from robustkit.errors import UnsupportedLayerError, UsageError, unknown_name
 from robustkit.margins import correct, margin_specification
@@ -25,6 +25,7 @@ from robustkit.verifiers.certificate import Certificate
 from robustkit.verifiers.certificate_file import save_certificate
 from robustkit.verifiers.checker import check
 from robustkit.verifiers.claims import Ball
+from robustkit.verifiers.preconditions import check_batch, check_mode
 from robustkit.verifiers.search import Found, Limits, search
 
 
@@ -61,6 +62,7 @@ class Complete:
 
     def prepare(self, model: nn.Module, example: Tensor) -> Verify:
         """Prepare for a model once; see ``Verifier``."""
+        check_mode(model)
         check_layers(model)
         layers = chain_of(model, example)
         if layers is None or not carries(layers):
@@ -71,6 +73,8 @@ class Complete:
         attack = make_attack(self.attack, {})
 
         def verify(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
+            check_batch(model, x, y, ball)
+            check_weights(model)
             outcome = Outcome.begin(model, x, y)
             apply_attack(outcome, model, attack, x, y, ball, index)
             for row in outcome.left().tolist():

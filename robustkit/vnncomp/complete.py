@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustkit.bounds.branches import SplitNetwork
 from robustkit.bounds.chain import Statistics, chain_of
+from robustkit.bounds.layers import check_box, check_weights
 from robustkit.bounds.symbolic import Backward, Relaxation, carries
 from robustkit.verifiers.search import Limits, search
 from robustkit.vnncomp import baseline
@@ -37,9 +38,14 @@ def solve(model: nn.Module, query: Query, timeout: float) -> Answer:
 
     Returns:
         ``SAT`` with an input, ``UNSAT``, ``TIMEOUT``, or ``UNKNOWN``.
+
+    Raises:
+        RobustkitError: a weight or a corner is not finite in float32, or corners are crossed.
     """
     deadline = time.monotonic() + timeout
     lower, upper = baseline.box_of(query)
+    check_weights(model)
+    check_box(lower, upper)
     layers = chain_of(model, lower)
     if layers is None or not carries(layers):
         return baseline.solve(model, query, timeout)
