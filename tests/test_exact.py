@@ -65,10 +65,10 @@ def sweep(family: str, name: str, seed: int, count: int) -> dict[tuple[bool, Ver
     """Count the verdicts of one verifier, by whether the property is true."""
     model, found = samples(family, seed, count)
     own, seen = model[-1].bias.detach().clone(), {}
-    verify = make_verifier(name).prepare(model, found[0].x)
     for one, gap in itertools.product(found, GAPS):
         change = moved(model, one, gap)
         if one.clean + change > 0:
+            verify = make_verifier(name).prepare(model, one.x)
             (verdict,) = verify(one.x, one.y, one.ball).verdicts()
             seen[gap > 0, verdict] = seen.get((gap > 0, verdict), 0) + 1
         with torch.no_grad():

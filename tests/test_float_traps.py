@@ -3,6 +3,7 @@
 What holds is decided in rational arithmetic (``exactly``), with the parameters as they are stored.
 """
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -191,6 +192,27 @@ FLOAT32_ONLY = "unsat rests on bounds in float32 alone"
 @pytest.mark.parametrize(("verifier", "name"), against(VERIFIERS, FOOLED_VERIFIERS, FLOAT32))
 def test_no_verifier_calls_a_false_claim_verified(verifier: str, name: str) -> None:
     assert verdict_of(verifier, ALL[name]) != "verified"
+
+
+@pytest.mark.parametrize(
+    ("verifier", "name"),
+    [
+        one
+        for one in against(VERIFIERS, FOOLED_VERIFIERS, FLOAT32)
+        if one.values[1] in ("absorbed-1e+30", "cancelled-1e+30")
+    ],
+)
+def test_weights_that_change_after_preparing_are_those_that_count(verifier: str, name: str) -> None:
+    trap = ALL[name]
+    model = copy.deepcopy(trap.model)
+    with torch.no_grad():
+        model[-1].weight.zero_()  # a margin of 1/2 everywhere, as float32 believes of the trap
+        verify = make_verifier(verifier).prepare(model, trap.x)
+        model.load_state_dict(trap.model.state_dict())
+    try:
+        assert verify(trap.x, torch.tensor([0]), trap.ball).verdicts() != ["verified"]
+    except RobustkitError:
+        return
 
 
 @pytest.mark.parametrize("name", SLIVERS)
