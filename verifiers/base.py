@@ -171,6 +171,9 @@ class Screen(Protocol):
 
         Returns:
             What is known of each sample.
+
+        Raises:
+            UsageError: inputs outside the pixel range, or batch norm or dropout in train mode.
         """
 
 
@@ -249,4 +252,5 @@ class Verifier(Protocol):
 
         Raises:
             UnsupportedLayerError: a layer cannot be bounded soundly; the layer is named.
+            UsageError: batch norm or dropout in train mode.
         """

@@ -12,6 +12,7 @@ from robustkit.bounds import Bounded, BoundMethod, bounded, intersect
 from robustkit.margins import worst_margin
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Prepared
+from robustkit.verifiers.preconditions import check_mode, checking
 from robustkit.verifiers.recheck import Recheck
 
 
@@ -37,6 +38,7 @@ class BoundVerifier:
 
     def prepare(self, model: nn.Module, example: Tensor) -> Prepared:
         """Prepare for a model once; see ``Verifier``."""
+        check_mode(model)
         network = bounded(model, example)
         recheck = Recheck.prepare(model, example, wanted=self.recheck)
 
@@ -47,7 +49,7 @@ class BoundVerifier:
             outcome.verdicts()
             return outcome
 
-        return Prepared(screen)
+        return Prepared(checking(model, screen))
 
 
 def apply_bound(outcome: Outcome, network: Bounded, bound: BoundMethod, x: Tensor, y: Tensor, ball: LinfBall) -> None:

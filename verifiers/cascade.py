@@ -19,6 +19,7 @@ from robustkit.verifiers.base import Outcome, Prepared
 from robustkit.verifiers.bound import apply_bound
 from robustkit.verifiers.branch_and_bound import NAME as BRANCH_AND_BOUND
 from robustkit.verifiers.branch_and_bound import BranchAndBound
+from robustkit.verifiers.preconditions import check_mode, checking
 from robustkit.verifiers.recheck import Recheck
 from robustkit.verifiers.replay import Replay
 
@@ -75,6 +76,7 @@ class Cascade:
 
     def prepare(self, model: nn.Module, example: Tensor) -> Prepared:
         """Prepare for a model once; see ``Verifier``."""
+        check_mode(model)
         network = bounded(model, example)
         attack, replay = make_attack(self.attack, {}), Replay.prepare(model)
         recheck = Recheck.prepare(model, example, wanted=self.recheck)
@@ -103,7 +105,7 @@ class Cascade:
             outcome.verdicts()
             return outcome
 
-        return Prepared(screen, finish, self.total)
+        return Prepared(checking(model, screen), finish, self.total)
 
     def _finish(self, replay: Replay, example: Tensor, refused: dict[str, str]) -> BranchAndBound | None:
         """Prepare branch and bound, or note why it is left out."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustkit.bounds.graph import trace
 from robustkit.verifiers.base import Prepared
 from robustkit.verifiers.cascade import Cascade
+from robustkit.verifiers.preconditions import check_mode
 
 
 @dataclass(frozen=True)
@@ -31,5 +32,6 @@ class Complete(Cascade):
 
     def prepare(self, model: nn.Module, example: Tensor) -> Prepared:
         """Prepare for a model once; see ``Verifier``."""
+        check_mode(model)
         trace(model, example)
         return super().prepare(model, example)

@@ -1,13 +1,14 @@
-"""Which layers can be bounded: everything else is refused by name, before any bound is computed."""
+"""Which layers, weights and boxes can be bounded: everything else is refused before any bound is computed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from robustkit.errors import UnsupportedLayerError
+from robustkit.errors import RobustkitError, UnsupportedLayerError
 
 OPERATIONS = frozenset(
     {
@@ -36,6 +37,34 @@ def check_layers(model: nn.Module) -> None:
                 f"cannot bound {type(layer).__name__} at {name or 'the top'!r}: {reason}; "
                 "choose another layer, or attack this network without verifying it"
             )
+
+
+def check_weights(model: nn.Module) -> None:
+    """Refuse parameters and buffers that are not finite.
+
+    Args:
+        model: any network.
+
+    Raises:
+        RobustkitError: names the first that holds NaN or infinity.
+    """
+    for name, value in model.state_dict(keep_vars=True).items():
+        if value.is_floating_point() and not bool(torch.isfinite(value.detach()).all()):
+            raise RobustkitError(f"expected finite weights, but {name!r} holds NaN or infinity; train or load again")
+
+
+def check_box(lb: Tensor, ub: Tensor) -> None:
+    """Refuse what is no box.
+
+    Args:
+        lb: lower corners, of any shape.
+        ub: upper corners, of the same shape.
+
+    Raises:
+        RobustkitError: a corner is not finite, or the two are crossed.
+    """
+    if not bool((torch.isfinite(lb) & torch.isfinite(ub) & (lb <= ub)).all()):
+        raise RobustkitError("expected a box with finite corners and lb <= ub; check the inputs for NaN")
 
 
 def check_operations(nodes: Iterable[Any]) -> None:

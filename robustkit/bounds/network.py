@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustkit._process import use_full_precision
 from robustkit.bounds.autolirpa import Engine
 from robustkit.bounds.chain import Statistics, chain_of, forward, intervals, shapes_of
-from robustkit.bounds.layers import check_layers
+from robustkit.bounds.layers import check_box, check_layers, check_weights
 from robustkit.bounds.method import BoundMethod
 from robustkit.bounds.symbolic import Backward, carries
 from robustkit.errors import RobustkitError, UnsupportedLayerError
@@ -267,13 +267,8 @@ class BoundedNetwork:
             )
         if lb.dtype != torch.float32:
             raise RobustkitError(f"expected float32 inputs and weights, got {lb.dtype}; convert with .float()")
-        for name, value in self.model.state_dict(keep_vars=True).items():
-            if value.is_floating_point() and not bool(torch.isfinite(value.detach()).all()):
-                raise RobustkitError(
-                    f"expected finite weights, but {name!r} holds NaN or infinity; train or load again"
-                )
-        if not bool((torch.isfinite(lb) & torch.isfinite(ub) & (lb <= ub)).all()):
-            raise RobustkitError("expected a box with finite corners and lb <= ub; check the inputs for NaN")
+        check_weights(self.model)
+        check_box(lb, ub)
 
 
 def _box(lb: Tensor, ub: Tensor) -> tuple[Tensor, Tensor]:

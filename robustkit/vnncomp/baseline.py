@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.bounds import BoundedNetwork, BoundMethod
+from robustkit.bounds.layers import check_box, check_weights
 from robustkit.errors import UnsupportedLayerError
 from robustkit.vnncomp.decision import Answer, Result
 from robustkit.vnnlib import Disjunct, Query
@@ -34,8 +35,13 @@ def solve(model: nn.Module, query: Query, timeout: float) -> Answer:
 
     Returns:
         ``SAT`` with an input, ``UNSAT``, ``TIMEOUT``, or ``UNKNOWN`` where neither succeeds.
+
+    Raises:
+        RobustkitError: a weight or a corner is not finite in float32, or corners are crossed.
     """
     deadline = time.monotonic() + timeout
+    check_weights(model)
+    check_box(*box_of(query))
     found = attack(model, query, deadline)
     if found is not None:
         return Answer(Result.SAT, found)
@@ -128,7 +134,8 @@ def box_of(query: Query) -> tuple[Tensor, Tensor]:
     """Give the corners in float32, rounded outwards, as a batch of one."""
     corners = []
     for exact, towards in ((query.lower, -np.inf), (query.upper, np.inf)):
-        near = exact.astype(np.float32)
+        with np.errstate(over="ignore"):  # infinite corners are refused by whoever bounds them
+            near = exact.astype(np.float32)
         wrong = near > exact if towards < 0 else near < exact
         outer = np.where(wrong, np.nextafter(near, np.float32(towards)), near)
         corners.append(torch.from_numpy(outer).reshape(1, *(query.input_shape or exact.shape)))
