@@ -14,8 +14,11 @@ may differ by its own rounding.
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +28,11 @@ from torch import Tensor, nn
 from robustkit.errors import RobustkitError
 from robustkit.verifiers.certificate import Certificate, Split, Tree, model_digest
 from robustkit.verifiers.certificate_file import load_certificate
-from robustkit.verifiers.claims import Ball, Box, Disjunct, claim_digest
-from robustkit.verifiers.exact_network import ExactNetwork
-from robustkit.verifiers.leaves import leaf_margins
+from robustkit.verifiers.claims import Array, Ball, Box, Disjunct, claim_digest
+from robustkit.verifiers.leaves import Enclosures, leaf_margins
 from robustkit.verifiers.network_reader import read_network
 from robustkit.verifiers.proof_tree import ProofError, check_tree
-from robustkit.verifiers.sound_bounds import Region, enclose
+from robustkit.verifiers.sound_bounds import enclose
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,13 @@ def check_file(path: str | Path, model: nn.Module) -> Checked:
     return check(certificate, model)
 
 
-def check(certificate: Certificate, model: nn.Module) -> Checked:
+def check(certificate: Certificate, model: nn.Module, until: float = math.inf) -> Checked:
     """Decide whether a certificate proves its claim of a network.
 
     Args:
         certificate: the claim and its proof.
         model: the network it is about, in eval mode.
+        until: when to stop, by the clock of ``time.monotonic``; it is looked at after each batch of leaves.
 
     Returns:
         ``proved`` only where the claim is true. Else ``reason`` says what is missing; it may be true.
@@ -86,14 +89,14 @@ def check(certificate: Certificate, model: nn.Module) -> Checked:
     margin, reason = float("nan"), ""
     try:
         with torch.inference_mode(), np.errstate(all="ignore"):
-            margin = _least_margin(certificate, model)
+            margin = _least_margin(certificate, model, until)
     except RobustkitError as error:
         reason = str(error)
     leaves = sum(len(one.leaf) for one in certificate.trees)
     return Checked(margin > 0, margin, leaves, time.perf_counter() - began, reason, certificate.claim.summary)
 
 
-def _least_margin(certificate: Certificate, model: nn.Module) -> float:
+def _least_margin(certificate: Certificate, model: nn.Module, until: float) -> float:
     """Prove every tree, or raise."""
     claim = certificate.claim
     if claim_digest(claim) != certificate.input:
@@ -111,11 +114,18 @@ def _least_margin(certificate: Certificate, model: nn.Module) -> float:
         check_tree(tree, network, len(disjunct.rows))
     plain = any(not _cuts_inputs(tree) for tree in certificate.trees)
     root = enclose(network, lb, ub) if plain else None
-    margins = [
-        _prove(network, tree, disjunct, lb, ub, None if _cuts_inputs(tree) else root)
+    enclosures = Enclosures(network)
+    provers = [
+        _prove(tree, leaf_margins(network, tree, disjunct, lb, ub, root=region, enclosures=enclosures))
         for tree, disjunct in zip(certificate.trees, disjuncts, strict=True)
+        for region in [None if _cuts_inputs(tree) else root]
     ]
-    return min(margins)
+    least = float("inf")
+    for margins in zip_longest(*provers, fillvalue=float("inf")):  # side by side: trees of equal boxes share bounds
+        if time.monotonic() > until:
+            raise ProofError("the time for it was over before all leaves were bounded")
+        least = min(least, *margins)
+    return least
 
 
 def box_of(claim: Ball | Box) -> tuple[Tensor, Tensor]:
@@ -158,15 +168,13 @@ def _cuts_inputs(tree: Tree) -> bool:
     return bool((tree.kind >= Split.BELOW).any())
 
 
-def _prove(network: ExactNetwork, tree: Tree, disjunct: Disjunct, lb: Tensor, ub: Tensor, root: Region | None) -> float:
-    """Prove every leaf of a checked tree, or raise; give the least margin."""
-    least = float("inf")
-    for leaves, margins in leaf_margins(network, tree, disjunct, lb, ub, root=root):
+def _prove(tree: Tree, bounded: Iterator[tuple[Array, Array]]) -> Iterator[float]:
+    """Prove every leaf of a checked tree, or raise; give the least margins of some leaves after others."""
+    for leaves, margins in bounded:
         if not (margins > 0).all():
             first = leaves[np.flatnonzero(~(margins > 0))[0]]
             raise ProofError(
                 f"a leaf is not proved: row {tree.row[first]} at node {tree.leaf[first]} is bounded by "
                 f"{margins[~(margins > 0)][0]:.6g} only, which is not above 0"
             )
-        least = min(least, float(margins.min()))
-    return least
+        yield float(margins.min())
