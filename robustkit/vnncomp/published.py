@@ -123,6 +123,7 @@ class Tool:
         instances: how many of the instances it was given.
         verified: how many it found ``unsat``.
         falsified: how many it found ``sat``.
+        against: how many of these verdicts contradict that of most tools.
         slowest: seconds that the slowest of its verdicts took; 0 without any.
     """
 
@@ -130,6 +131,7 @@ class Tool:
     instances: int
     verified: int
     falsified: int
+    against: int
     slowest: float
 
     @property
@@ -146,23 +148,24 @@ def read_tools(path: Path, rows: Sequence[Row]) -> list[Tool]:
         rows: results of one benchmark.
 
     Returns:
-        The tools; none where the file is absent. Their verdicts are taken as they stand, contradicted ones too.
+        The tools; none where the file is absent. Their verdicts count as they stand, contradicted ones too.
 
     Raises:
         RobustkitError: it is no such list.
     """
     wanted = {_key(row.onnx, row.vnnlib) for row in rows}
-    given: dict[str, list[tuple[str, float]]] = {}
+    given: dict[str, list[tuple[str, float, bool]]] = {}
     for key, results in _entries(path).items():
+        most = _majority([verdict for verdict, _ in results.values()])
         for tool, (verdict, seconds) in results.items() if key in wanted else ():
-            given.setdefault(tool, []).append((verdict, seconds))
+            given.setdefault(tool, []).append((verdict, seconds, verdict in DECIDED and most not in (None, verdict)))
     return sorted((_tool(name, found) for name, found in given.items()), key=lambda one: (-one.solved, one.name))
 
 
-def _tool(name: str, found: Sequence[tuple[str, float]]) -> Tool:
-    verdicts = [verdict for verdict, _ in found]
-    slowest = max((seconds for verdict, seconds in found if verdict in DECIDED), default=0.0)
-    return Tool(name, len(found), verdicts.count("unsat"), verdicts.count("sat"), slowest)
+def _tool(name: str, found: Sequence[tuple[str, float, bool]]) -> Tool:
+    verdicts, against = [verdict for verdict, _, _ in found], sum(wrong for _, _, wrong in found)
+    slowest = max((seconds for verdict, seconds, _ in found if verdict in DECIDED), default=0.0)
+    return Tool(name, len(found), verdicts.count("unsat"), verdicts.count("sat"), against, slowest)
 
 
 def table(summaries: Sequence[Summary], tools: Sequence[Tool] = ()) -> str:
@@ -177,9 +180,9 @@ def table(summaries: Sequence[Summary], tools: Sequence[Tool] = ()) -> str:
         numbers = (one.instances, one.solved, one.verified, one.floating, one.falsified, one.timeouts, one.undecided)
         lines.append(_line(one.benchmark, *numbers, *compared))
     if tools:
-        lines += ["", _line("published", "instances", "solved", "unsat", "sat", "slowest s")]
+        lines += ["", _line("published", "instances", "solved", "unsat", "sat", "against", "slowest s")]
         lines += [
-            _line(one.name, one.instances, one.solved, one.verified, one.falsified, f"{one.slowest:.0f}")
+            _line(one.name, one.instances, one.solved, one.verified, one.falsified, one.against, f"{one.slowest:.0f}")
             for one in tools
         ]
     return "\n".join(lines)
