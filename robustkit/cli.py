@@ -191,6 +191,7 @@ def attack(**typed: Any) -> None:
 @click.option("--onnx", metavar="FILE", help="A network to decide --vnnlib for, .onnx or .onnx.gz.")
 @click.option("--vnnlib", metavar="FILE", help="A property in VNN-LIB 1.0, .vnnlib or .vnnlib.gz.")
 @click.option("--timeout", type=float, help="Seconds for --vnnlib.  [default: 300]")
+@click.option("--certificate", metavar="FILE", help="Where a proof of --vnnlib goes, ending in .npz.")
 @data_options
 @compute_options
 @config_options
@@ -201,9 +202,9 @@ def verify(**typed: Any) -> None:
     each bound on what is left. Only what the float64 checker confirms counts; VRA (float) is what it does not.
 
     With --onnx and --vnnlib it decides one property instead, and prints sat with a counterexample, unsat, unknown or
-    timeout.
+    timeout; with unsat, whether the independent checker has accepted the proof within the time.
     """
-    instance = {name: typed.pop(name) for name in ("onnx", "vnnlib", "timeout")}
+    instance = {name: typed.pop(name) for name in ("onnx", "vnnlib", "timeout", "certificate")}
     if any(one is not None for one in instance.values()):
         _decide(instance, typed)
     else:
@@ -215,20 +216,24 @@ def verify(**typed: Any) -> None:
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="Table of results; it is gone on with.")
 @click.option("--timeout", type=float, help="Seconds for every instance.  [default: its own]")
 @click.option("--jobs", type=int, default=1, show_default=True, help="Instances decided at a time.")
-def vnncomp(instances: Path, out: Path, timeout: float | None, jobs: int) -> None:
+@click.option("--certificates", metavar="DIR", type=click.Path(path_type=Path), help="Where proofs are kept.")
+def vnncomp(instances: Path, out: Path, timeout: float | None, jobs: int, certificates: Path | None) -> None:
     """Decide a benchmark of the verification competition: INSTANCES is its instances.csv.
 
     Results are lines of benchmark,onnx,vnnlib,prepare_time,result,run_time; counterexamples go into a folder beside
-    them. Where published_results.json lies beside INSTANCES, verdicts are held against those of most tools.
+    them. Every proof is checked again in float64 within the time of its instance: a table beside the results says of
+    each unsat whether the checker has accepted it, and those it has not are counted apart, as float. Where
+    published_results.json lies beside INSTANCES, verdicts are held against those of most tools.
     """
     from robustkit.terminal import Terminal
     from robustkit.vnncomp import check_published, read_instances, run_benchmark, summarise
-    from robustkit.vnncomp.published import PUBLISHED, read_published, table
+    from robustkit.vnncomp.published import PUBLISHED, read_published, read_tools, table
 
-    published = read_published(instances.parent / PUBLISHED)
-    rows = run_benchmark(read_instances(instances, timeout), out, Terminal(), jobs=jobs)
+    path = instances.parent / PUBLISHED
+    published = read_published(path)
+    rows = run_benchmark(read_instances(instances, timeout), out, Terminal(), jobs=jobs, certificates=certificates)
     summary = summarise(rows, published)
-    click.echo(table([summary]))
+    click.echo(table([summary], read_tools(path, rows)))
     click.echo(f"wrote {out}")
     check_published(summary)
 
@@ -263,10 +268,11 @@ def evaluate(**typed: Any) -> None:
 @cli.command()
 @click.argument("certificate", type=click.Path(path_type=Path))
 @subject_options
+@click.option("--onnx", metavar="FILE", help="The network, .onnx or .onnx.gz, instead of a run or checkpoint.")
 @data_options
 @compute_options
 @config_options
-def check(certificate: Path, **typed: Any) -> None:
+def check(certificate: Path, onnx: str | None, **typed: Any) -> None:
     """Check again, independently of what found it, that a CERTIFICATE proves its claim of a network.
 
     Bounds are computed anew in float64, on the CPU, with every rounding error accounted for. Exit code 1 where the
@@ -274,7 +280,7 @@ def check(certificate: Path, **typed: Any) -> None:
     """
     from robustkit.verifiers.checker import check_file
 
-    found = check_file(certificate, _model(typed))
+    found = check_file(certificate, _onnx(onnx, typed) if onnx else _model(typed))
     if not found.proved:
         raise Failure(f"REFUSED {found.claim or certificate}: {found.reason}", 1)
     click.echo(f"PROVED {found.claim}: least margin {found.margin:.6g}, {found.leaves} leaves, {found.seconds:.1f} s")
@@ -427,14 +433,16 @@ def _decide(instance: dict[str, Any], typed: dict[str, Any]) -> None:
     """Decide one property of one network, and print the verdict."""
     from robustkit.vnncomp.single import decide_files
 
-    other = [
-        name.removesuffix("_path") for name, value in typed.items() if value not in (None, ()) and value is not False
-    ]
+    other = _typed(typed)
     if other or not instance["onnx"] or not instance["vnnlib"]:
         got = ", ".join([name for name, value in instance.items() if value is not None] + other).replace("_", "-")
-        raise UsageError(f"expected --onnx and --vnnlib together, and besides only --timeout; got {got}")
+        raise UsageError(
+            f"expected --onnx and --vnnlib together, and besides only --timeout and --certificate; got {got}"
+        )
     timeout = 300.0 if instance["timeout"] is None else instance["timeout"]
-    for line in decide_files(Path(instance["onnx"]), Path(instance["vnnlib"]), timeout):
+    certificate = Path(instance["certificate"]) if instance["certificate"] else None
+    files = Path(instance["onnx"]), Path(instance["vnnlib"])
+    for line in decide_files(*files, timeout, certificate=certificate):
         click.echo(line)
 
 
@@ -472,6 +480,25 @@ def _model(typed: dict[str, Any]) -> nn.Module:
         if run.trained:
             return load_checkpoint(run.path)[0]
     return _network({**typed, "out": None}, {}).model
+
+
+def _onnx(path: str, typed: dict[str, Any]) -> nn.Module:
+    """Read a network alone from an ONNX file, if what is proved of it is proved of the file."""
+    from robustkit.models import read_onnx
+
+    other = _typed(typed)
+    if other:
+        raise UsageError(f"expected only CERTIFICATE and --onnx, got {', '.join(other)} besides; leave it out")
+    network = read_onnx(path)
+    if not network.exact:
+        raise Failure(f"REFUSED {path}: it cannot be read as plain layers without rounding its numbers", 1)
+    return network.model
+
+
+def _typed(typed: dict[str, Any]) -> list[str]:
+    """Name the options that were given."""
+    given = [name for name, value in typed.items() if value not in (None, ()) and value is not False]
+    return [name.removesuffix("_path").replace("_", "-") for name in given]
 
 
 def _figures(network: Network, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:

@@ -1,4 +1,5 @@
 import copy
+import time
 from dataclasses import replace
 from fractions import Fraction
 
@@ -271,6 +272,38 @@ def test_how_much_is_worked_on_at_once_changes_nothing(kind: str, monkeypatch: p
     parts = check(proof, model)
     assert (whole.proved, parts.proved) == (True, True)
     assert parts.margin == pytest.approx(whole.margin, abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "conv"])
+def test_bounds_of_a_box_do_not_depend_on_those_beside_it(kind: str) -> None:
+    network, rng = read_network(network_of(kind), (1, 6, 6)), np.random.default_rng(0)
+    centre, radius = rng.uniform(-1, 1, (6, 36)), 10.0 ** rng.uniform(-3, 0, (6, 1))
+    lb, ub = torch.tensor(centre - radius), torch.tensor(centre + radius)
+    together = sound_bounds.enclose(network, lb, ub)
+    for box in range(6):
+        alone = sound_bounds.enclose(network, lb[box : box + 1], ub[box : box + 1])
+        for value in range(len(network.shapes)):
+            torch.testing.assert_close(together.lower[value][box], alone.lower[value][0], rtol=0, atol=1e-9)
+            torch.testing.assert_close(together.upper[value][box], alone.upper[value][0], rtol=0, atol=1e-9)
+
+
+def test_trees_of_equal_boxes_share_their_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = [Node(), Node(0, Split.BELOW, -1, 0, 0.0), Node(0, Split.ABOVE, -1, 0, 0.0)]
+    other = [cut[0], *(replace(one, threshold=0.25) for one in cut[1:])]
+    claim = replace(INTERVAL, disjuncts=single([1.0], 1.0) * 3)
+    trees = [Tree.build(nodes, [Leaf(1), Leaf(2)]) for nodes in (cut, cut, other)]
+    calls = []
+    monkeypatch.setattr(leaves, "enclose", lambda *given: (calls.append(given), sound_bounds.enclose(*given))[1])
+    checked = check(Certificate.build(HINGE, claim, trees), HINGE)
+    assert (checked.proved, checked.leaves, len(calls)) == (True, 6, 2)
+    assert checked.margin == pytest.approx(0.85, abs=1e-6)  # 1.1 - x at x = 0.25, over [-1, 0.25]
+
+
+def test_a_check_ends_in_time() -> None:
+    late = check(hinge((0.0, 1.0)), HINGE, until=time.monotonic() - 1.0)
+    assert not late.proved
+    assert "the time for it was over" in late.reason
+    assert check(hinge((0.0, 1.0)), HINGE, until=time.monotonic() + 60.0).proved
 
 
 def test_overflow_proves_nothing() -> None:

@@ -12,14 +12,13 @@ from families import CLASSES, FAMILIES, member, points, radius_of, shape_of
 from oracle import margin, minimum
 from torch import Tensor, nn
 
-from robustkit.errors import UnsupportedLayerError
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
 from robustkit.verifiers import VERIFIERS, make_verifier
 from robustkit.vnncomp import Result, Solve, baseline, complete
 from robustkit.vnnlib.queries import Disjunct, Query
 
-CARRIED_BY_COMPLETE = ("dense", "conv", "batch_norm")
+CUT_BY_INPUTS = ("dense", "conv", "batch_norm")
 GAPS = (1e-2, -1e-2, 1e-3, -1e-3)
 """What the worst margin is moved to, as a share of 1 + the greatest logit: true properties and false ones."""
 
@@ -93,11 +92,7 @@ def hold(family: str, name: str, seeds: range, count: int) -> None:
         assert decided == sum(total.values()), f"complete decides everything, got {total}"
 
 
-def carried(family: str, name: str) -> bool:
-    return name != "complete" or family in CARRIED_BY_COMPLETE
-
-
-EACH = [(family, name) for family in FAMILIES for name in VERIFIERS if carried(family, name)]
+EACH = list(itertools.product(FAMILIES, VERIFIERS))
 
 
 @pytest.mark.parametrize(("family", "name"), EACH)
@@ -109,12 +104,6 @@ def test_no_verifier_is_wrong_beside_the_exact_minimum(family: str, name: str) -
 @pytest.mark.parametrize(("family", "name"), EACH)
 def test_no_verifier_is_wrong_on_many_networks(family: str, name: str) -> None:
     hold(family, name, range(100, 125), 4)
-
-
-@pytest.mark.parametrize("family", sorted(set(FAMILIES) - set(CARRIED_BY_COMPLETE)))
-def test_what_complete_does_not_carry_it_refuses(family: str) -> None:
-    with pytest.raises(UnsupportedLayerError, match="branch and bound carries"):
-        make_verifier("complete").prepare(member(family, 0), points(family, 1, 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,8 +179,8 @@ def hold_unions(family: str, solver: Choose, solve: Solve, sizes: tuple[int, ...
     found = set(answers(family, solve, sizes, seed, 1e-2))
     assert (False, Result.SAT) not in found, "an unreachable set is called reachable"
     assert (True, Result.UNSAT) not in found, "a reachable set is called unreachable"
-    complete_ = solver is by_inputs or (solver is by_neurons and set(sizes) == {1})
-    if family in CARRIED_BY_COMPLETE and complete_:
+    whole = solver is not by_bounds and set(sizes) == {1}  # else a row at a time is proved over the whole box
+    if whole or (solver is by_inputs and family in CUT_BY_INPUTS):
         assert found == {(False, Result.UNSAT), (True, Result.SAT)}, "it decides everything"
 
 

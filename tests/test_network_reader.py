@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from robustkit import verifiers
 from robustkit.errors import UnsupportedLayerError
 from robustkit.models import Mixture
+from robustkit.models.affine import Elementwise
 from robustkit.verifiers.exact_network import Dense
 from robustkit.verifiers.network_reader import read_network
 
@@ -35,7 +36,7 @@ def test_the_checker_shares_nothing_with_the_search(name: str) -> None:
     nodes = list(ast.walk(ast.parse(source)))
     imported = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
     own = {f"robustkit.verifiers.{one}" for one in TRUSTED}
-    models = {"robustkit.models.architectures", "robustkit.models.named"}
+    models = {f"robustkit.models.{one}" for one in ("affine", "architectures", "named")}
     known = own | models | {"robustkit.errors", "robustkit.files"}
     assert {one for one in imported if one.startswith("robustkit")} <= known
     attributes = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
@@ -57,6 +58,20 @@ def test_the_network_that_is_read_is_the_network(kind: str) -> None:
     torch.testing.assert_close(mine, twin(model, x), rtol=1e-10, atol=1e-10)
     counts = {"mlp": 2, "conv": 3, "residual_named": 5, "odd": 2}
     assert len(network.activations()) == counts.get(kind, len(network.activations()))
+
+
+def of_onnx() -> nn.Sequential:
+    """The layers that networks from ONNX files have besides."""
+    generator = torch.Generator().manual_seed(0)
+    maps = [Elementwise(*torch.randn(2, *shape, generator=generator)) for shape in ((36,), (2, 3, 4))]
+    middle = [nn.Unflatten(1, (1, 6, 6)), nn.Conv2d(1, 2, (4, 3)), maps[1], nn.ReLU()]
+    return nn.Sequential(nn.Flatten(), maps[0], *middle, nn.Flatten(), nn.Linear(24, 3)).eval()
+
+
+def test_maps_and_shapes_of_onnx_are_read() -> None:
+    model, x = of_onnx(), torch.rand(5, 1, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mine = values(read_network(model, (1, 6, 6)), x.flatten(1))[-1]
+    torch.testing.assert_close(mine, twin(model, x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "odd"])
@@ -106,6 +121,9 @@ REFUSED = {
     "zeros": [nn.Conv2d(1, 1, 3, padding=1, padding_mode="reflect")],
     "dilation": [nn.Conv2d(1, 1, 3, dilation=2)],
     "Linear": [nn.Linear(6, 2)],
+    "Elementwise": [Elementwise(torch.ones(6), torch.ones(6))],
+    "a flat sample": [nn.Flatten(), nn.Unflatten(1, (-1, 6))],
+    "as a whole": [nn.Unflatten(2, (2, 3))],
     "all dimensions": [nn.Flatten(2)],
     "no smaller than the kernel": [nn.Conv2d(1, 1, 9)],
     "no running statistics": [nn.BatchNorm2d(1, track_running_stats=False)],

@@ -182,6 +182,40 @@ def test_what_is_folded_into_a_convolution(pads: int, shift: Any, expected: list
     assert kinds(agrees(write(tmp_path / "n.onnx", nodes, constants, (1, 1, 4, 4)))) == expected
 
 
+@pytest.mark.parametrize(
+    ("changes", "exact"),
+    [
+        ({}, True),
+        ({"bias": np.array([0.5, 0.25], np.float32)}, True),
+        ({"bias": np.array([0.1, 0.25], np.float32), "more": np.array([1e8, 0.0], np.float32)}, False),  # the sum
+        ({"scale": np.float32(3)}, False),
+        ({"shift": np.float32(0.5)}, False),  # the product of the matrix with it
+        ({"w": np.array([[0.1, 1.0], [1.0, 1.0]])}, False),  # in float64
+    ],
+)
+def test_what_is_rounded_is_not_exact(changes: dict[str, Any], exact: bool, tmp_path: Path) -> None:
+    constants = {"scale": np.float32(1), "shift": np.float32(0), "w": numbers(2, 2), "bias": np.float32([0.0, 0.0])}
+    constants = {**constants, "more": np.zeros(2, np.float32), **changes}
+    nodes = [
+        helper.make_node("Sub", ["x", "shift"], ["a"]),
+        helper.make_node("Mul", ["a", "scale"], ["b"]),
+        helper.make_node("Cast", ["w"], ["v"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["b", "v"], ["c"]),
+        helper.make_node("Add", ["c", "bias"], ["d"]),
+        helper.make_node("Add", ["d", "more"], ["y"]),
+    ]
+    path = write(tmp_path / "n.onnx", nodes, constants, (1, 2))
+    assert read_onnx(path).exact is exact
+
+
+@pytest.mark.parametrize("operation", ["Div", "BatchNormalization"])
+def test_quotients_are_not_exact(operation: str, tmp_path: Path) -> None:
+    given = {"Div": ["d"], "BatchNormalization": ["d", "z", "z", "d"]}[operation]
+    nodes = [helper.make_node(operation, ["x", *given], ["y"])]
+    constants = {"d": np.full(2, 4.0, np.float32), "z": np.zeros(2, np.float32)}
+    assert not read_onnx(write(tmp_path / "n.onnx", nodes, constants, (1, 2))).exact
+
+
 def test_an_elementwise_map_computes_in_the_batch() -> None:
     layer = Elementwise(torch.tensor([2.0, -1.0]), torch.tensor([0.0, 1.0]))
     assert layer(torch.tensor([[1.0, 1.0], [0.5, 3.0]])).tolist() == [[2.0, 0.0], [1.0, -2.0]]
@@ -233,7 +267,7 @@ def test_a_stack_that_computes_something_else_is_not_used(tmp_path: Path, monkey
     path = tmp_path / "n.onnx"
     write(path, [helper.make_node("MatMul", ["x", "w"], ["y"])], {"w": numbers(4, 3)}, (1, 4))
     stack_of = adapter.stack_of
-    monkeypatch.setattr(adapter, "stack_of", lambda graph: nn.Sequential(stack_of(graph), Off()))
+    monkeypatch.setattr(adapter, "stack_of", lambda graph: (nn.Sequential(stack_of(graph)[0], Off()), True))
     assert isinstance(agrees(path), conversion.Converted)
 
 
@@ -324,6 +358,7 @@ def test_the_competitions_networks_are_plain_stacks(shared: Path) -> None:
     for file in files:
         network = read_onnx(file)
         assert chain_of(network.model, torch.zeros(1, *network.input_shape)) is not None, file
+        assert network.exact, file
 
 
 def test_the_command_line_exports_a_run(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Certificates of the complete search, tampered with and signed again: refused, or their claim is true all the same."""
 
 import copy
+import math
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
-from robustkit.verifiers import Complete
+from robustkit.verifiers import Complete, Outcome
 from robustkit.verifiers.certificate import Certificate, Tree
 from robustkit.verifiers.certificate_file import load_certificate
 from robustkit.verifiers.checker import check
@@ -35,7 +36,8 @@ def proved(family: str, seed: int) -> tuple[nn.Sequential, Certificate, float]:
         y = model(x).argmax(dim=1)
         model[-1].bias[y] += GAP - margin(model, int(y), *(one[0] for one in ball.box(x))).value
     with TemporaryDirectory() as folder:
-        outcome = Complete(certificates=folder).prepare(model, x)(x, y, ball)
+        outcome = Outcome.begin(model, x, y)
+        Complete(certificates=folder).prepare(model, x).go_on(outcome, x, y, ball, 0, until=math.inf)
         assert outcome.verdicts() == [Verdict.VERIFIED]
         certificate = load_certificate(next(Path(folder).iterdir()))
     return model, certificate, margin(model, int(y), *(one[0] for one in ball.box(x))).value
@@ -93,24 +95,64 @@ def test_another_tree_proves_no_more_than_is_true(tamper: Any) -> None:
         split += sum(len(one.leaf) > 1 for one in certificate.trees)
         for _ in range(6):
             trees = [replace(one, **tamper(one, rng)) if len(one.leaf) > 1 else one for one in certificate.trees]
-            checked = check(Certificate.build(model, certificate.claim, trees), model)
+            checked = check(Certificate.build(model, certificate.claim, trees, certificate.hidden), model)
             accepted += checked.proved
             assert not checked.proved or checked.margin <= exact + TOLERANCE
     assert split > 0, "there are splits to tamper with"
     assert accepted < 6 * len(SEEDS) or tamper is other_slopes, "some of it is refused"
 
 
+@pytest.mark.parametrize("tamper", ["random", "swapped", "elsewhere"])
+def test_other_slopes_of_hidden_bounds_prove_no_more_than_is_true(tamper: str) -> None:
+    rng, seen = np.random.default_rng(0), 0
+    for seed in SEEDS:
+        model, certificate, exact = proved("dense", seed)
+        for _ in range(6):
+            hidden = []
+            for one in certificate.hidden:
+                alpha, neurons = one.alpha, one.neurons
+                if tamper == "random":
+                    alpha = tuple(rng.integers(0, 256, slopes.shape, dtype=np.uint8) for slopes in alpha)
+                elif tamper == "swapped":
+                    alpha = tuple(np.roll(slopes, len(neurons), axis=0) for slopes in alpha)
+                else:
+                    neurons = rng.permutation(neurons)
+                hidden.append(replace(one, alpha=alpha, neurons=neurons))
+            seen += len(hidden)
+            checked = check(Certificate.build(model, certificate.claim, certificate.trees, hidden), model)
+            assert not checked.proved or checked.margin <= exact + TOLERANCE
+    assert seen > 0, "there are slopes to tamper with"
+
+
+@pytest.mark.parametrize("wrong", [{"neurons": [99]}, {"neurons": [0, 0]}, {"layer": 0}, {"twice": True}])
+def test_slopes_of_hidden_bounds_that_fit_no_network_are_refused(wrong: dict[str, Any]) -> None:
+    model, certificate, _ = proved("dense", 0)
+    assert certificate.hidden
+    one = certificate.hidden[0]
+    if "neurons" in wrong:
+        count = len(wrong["neurons"])
+        alpha = tuple(np.zeros((2 * count, slopes.shape[1]), dtype=np.uint8) for slopes in one.alpha)
+        hidden = [replace(one, neurons=np.array(wrong["neurons"]), alpha=alpha)]
+    elif "layer" in wrong:
+        hidden = [replace(one, layer=9, columns=one.columns[:1] * 9, alpha=one.alpha[:1] * 9)]
+    else:
+        hidden = [one, one]
+    checked = check(Certificate.build(model, certificate.claim, certificate.trees, hidden), model)
+    assert not checked.proved
+    assert "expected slopes of" in checked.reason
+
+
 @pytest.mark.parametrize("family", ["dense", "conv"])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_same_tree_proves_no_claim_that_is_false(family: str, seed: int) -> None:
     model, certificate, exact = proved(family, seed)
-    claim, trees = certificate.claim, certificate.trees
+    claim, trees, hidden = certificate.claim, certificate.trees, certificate.hidden
     assert isinstance(claim, Ball)
     assert 0 < check(certificate, model).margin <= exact + TOLERANCE
     lowered = copy.deepcopy(model)
     with torch.no_grad():
         lowered[-1].bias[claim.label] -= 1.05 * GAP
-    assert not check(Certificate.build(lowered, claim, trees), lowered).proved, "another model"
+    assert not check(Certificate.build(lowered, claim, trees, hidden), lowered).proved, "another model"
     seen, moved = [], np.clip(claim.x + np.float32(0.1), 0, 1)
     for other in (
         *(replace(claim, eps=factor * claim.eps) for factor in (0.5, 1.001, 1.2, 1.5, 2.0)),
@@ -120,7 +162,7 @@ def test_the_same_tree_proves_no_claim_that_is_false(family: str, seed: int) -> 
     ):
         lb, ub = LinfBall(other.eps).box(torch.from_numpy(other.x))
         least = margin(model, other.label, lb, ub).value
-        checked = check(Certificate.build(model, other, trees), model)
+        checked = check(Certificate.build(model, other, trees, hidden), model)
         seen.append(checked.proved)
         assert not checked.proved or 0 < checked.margin <= least + TOLERANCE
     assert seen[0] and not all(seen), "a smaller ball needs no other proof"

@@ -22,7 +22,8 @@ from robustkit.verifiers import VERIFIERS, BoundVerifier, Cascade, Outcome, make
 
 PROVED = (Verdict.VERIFIED, Verdict.VERIFIED_FLOAT)
 SUBJECT = Subject("run", "code", "ibp", 0.1, "toy", 0)
-SETTLED = {key: set(BoundMethod) for key in PROVED} | {
+SETTLED = {
+    **{key: {*BoundMethod, "branch-and-bound"} for key in PROVED},
     Verdict.FALSIFIED: {"pgd", "branch-and-bound"},
     Verdict.UNKNOWN: {""},
 }

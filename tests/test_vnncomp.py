@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from robustkit.cli import cli
 from robustkit.errors import RobustkitError, SoundnessError, UsageError
 from robustkit.models import OnnxNetwork, export_onnx, read_onnx
 from robustkit.progress import Silent
+from robustkit.verifiers.certificate import Evidence, Leaf, Node, Tree
+from robustkit.verifiers.checker import check_file
+from robustkit.verifiers.claims import Box
 from robustkit.vnncomp import (
     Answer,
     Result,
@@ -34,7 +38,9 @@ from robustkit.vnncomp import (
     summarise,
     workers,
 )
-from robustkit.vnncomp.published import read_published, table
+from robustkit.vnncomp.instances import write_results
+from robustkit.vnncomp.published import Tool, read_published, read_tools, table
+from robustkit.vnncomp.recheck import save_certificates
 from robustkit.vnnlib import Property, Query, parse_property
 
 HEAD = "(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)"
@@ -287,18 +293,133 @@ def test_the_majority_of_tools(tools: dict[str, str], verdict: str | None, folde
 def test_contradictions_are_named(folder: Path) -> None:
     rows = [Row("2026_tiny", "onnx/net.onnx", f"vnnlib/{name}.vnnlib", 0.1, "unsat", 1.0) for name in ("safe", "more")]
     rows += [Row("2026_tiny", "onnx/net.onnx", f"vnnlib/{name}.vnnlib", 0.1, name, 1.0) for name in ("error", "sat")]
+    rows[0] = replace(rows[0], proof="checked")
     found = summarise(rows, read_published(published(folder, a="unsat", b="unsat")))
-    assert (found.solved, found.verified, found.falsified, found.undecided, found.compared) == (3, 2, 1, 1, 1)
+    assert (found.solved, found.verified, found.floating, found.falsified) == (3, 1, 1, 1)
+    assert (found.timeouts, found.undecided, found.compared) == (0, 1, 1)
     check_published(found)
     wrong = summarise(rows, read_published(published(folder, a="sat", b="sat")))
     with pytest.raises(SoundnessError, match=r"1 results of 2026_tiny .* net safe \(unsat here, sat published\)"):
         check_published(wrong)
-    assert table([wrong]).splitlines()[1].split() == ["2026_tiny", "4", "3", "2", "1", "1", "1", "1"]
+    assert table([wrong]).splitlines()[1].split() == ["2026_tiny", "4", "3", "1", "1", "1", "0", "1", "1", "1"]
     assert table([summarise(rows, None)]).splitlines()[1].split()[-2:] == ["-", "-"]
     (folder / "published_results.json").write_text('{"no": "list"}')
     with pytest.raises(RobustkitError, match="holds no published results"):
         read_published(folder / "published_results.json")
     assert read_published(folder / "none.json") is None
+
+
+def small_wide() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+
+
+@pytest.mark.parametrize("few", [0, 10], ids=["neurons", "inputs"])
+@pytest.mark.parametrize("form", ["or", "and"])
+def test_proofs_are_checked_again(few: int, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(complete, "FEW_INPUTS", few)
+    export_onnx(small_wide(), (2,), tmp_path / "n.onnx")
+    wide = read_onnx(tmp_path / "n.onnx")
+    side = torch.linspace(-1, 1, 101)
+    with torch.no_grad():
+        seen = wide.model(torch.cartesian_prod(side, side))
+    most, least = float(seen[:, 0].max()) + 0.01, float(seen[:, 1].min()) - 0.01
+    property_ = asked(f"(assert ({form} (<= Y_1 {least:.9f}) (>= Y_0 {most:.9f})))")
+    decision = decide(wide, property_, 60, solve)
+    assert (decision.verdict, decision.checked) == (Result.UNSAT, True), decision
+    assert decision.recheck is not None
+    (proved,) = decision.recheck.certificates
+    assert isinstance(proved.claim, Box)
+    assert sum(len(tree.leaf) for tree in proved.trees) > len(proved.trees), "the search had to split"
+    (query,) = property_.queries
+    assert np.array_equal(proved.claim.lb, query.lower)
+    assert [one.rows.tolist() for one in proved.claim.disjuncts] == [one.rows.tolist() for one in query.unsafe]
+
+
+def test_any_row_may_refute_a_disjunct(small: OnnxNetwork, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(complete, "FEW_INPUTS", 0)
+    tight = "(>= Y_0 1.999)"  # reachable, with the better bound of the two; the other row is never reached
+    decision = decide(small, asked(f"(assert (and {tight} (>= Y_1 0.6)))"), 60, solve)
+    assert (decision.verdict, decision.checked) == (Result.UNSAT, True)
+
+
+def test_proofs_that_are_none_are_float(small: OnnxNetwork) -> None:
+    leaf = Tree.build([Node()], [Leaf(0)])
+    for proof, reason in (((), "gives no proof"), ((leaf,), "a tree for each of 2"), ((leaf, leaf), "is not proved")):
+        either = asked("(assert (or (>= Y_0 2.1) (>= Y_1 0.6)))")
+        decision = decide(small, either, 60, lambda *_, proof=proof: Answer(Result.UNSAT, proof=Evidence(proof)))
+        assert (decision.verdict, decision.checked) == (Result.UNSAT, False)
+        assert decision.recheck is not None
+        assert reason in decision.recheck.reason
+        assert decision.recheck.certificates == ()
+    rounded = decide(replace(small, exact=False), asked(OPEN), 60, solve)
+    assert (rounded.verdict, rounded.checked) == (Result.UNSAT, False)
+    undecided = decide(small, asked(OPEN), 60, says(Result.UNKNOWN))
+    assert (undecided.recheck, undecided.checked) == (None, False)
+
+
+def test_a_check_that_ends_too_late_does_not_count(small: OnnxNetwork) -> None:
+    def slow(model: nn.Module, query: Query, timeout: float) -> Answer:
+        answer = solve(model, query, timeout)
+        time.sleep(2.0)
+        return answer
+
+    decision = decide(small, asked(OPEN), 1.9, slow)
+    assert (decision.verdict, decision.checked) == (Result.UNSAT, False)
+    assert decision.recheck is not None
+    assert "the time for it was over" in decision.recheck.reason
+    assert decision.seconds >= 2.0
+
+
+def test_all_boxes_are_checked(small: OnnxNetwork, tmp_path: Path) -> None:
+    decision = decide(small, asked("(assert (or (>= X_0 0.5) (<= X_0 -0.5)))(assert (>= Y_1 0.6))"), 60, solve)
+    assert decision.checked
+    assert decision.recheck is not None
+    save_certificates(tmp_path / "c.npz", decision.recheck.certificates)
+    for name in ("c.npz", "c-2.npz"):
+        assert check_file(tmp_path / name, small.model).proved
+    with pytest.raises(UsageError, match=r"expected a certificate ending in \.npz"):
+        save_certificates(tmp_path / "c.txt", decision.recheck.certificates)
+
+
+def test_bounds_alone_are_checked_too(small: OnnxNetwork) -> None:
+    decision = decide(small, asked(UNSAT), 60, baseline.solve)
+    assert (decision.verdict, decision.checked) == (Result.UNSAT, True)
+
+
+def test_what_became_of_proofs_is_kept(folder: Path) -> None:
+    rows = [
+        Row("2026_tiny", "n.onnx", "a.vnnlib", 0.1, "unsat", 1.0, "checked", 0.5),
+        Row("2026_tiny", "n.onnx", "b.vnnlib", 0.1, "unsat", 1.0, "float", 0.25, "(float): too, late"),
+        Row("2026_tiny", "n.onnx", "c.vnnlib", 0.1, "sat", 1.0),
+    ]
+    write_results(folder / "r.csv", rows)
+    assert read_results(folder / "r.csv") == rows
+    assert {line.count(",") for line in (folder / "r.csv").read_text().splitlines()} == {5}
+    (folder / "r.proofs.csv").unlink()
+    assert [row.proof for row in read_results(folder / "r.csv")] == ["float", "float", ""]
+    (folder / "r.proofs.csv").write_text("n.onnx,a.vnnlib,surely,1,")
+    with pytest.raises(RobustkitError, match="line 1: expected onnx,vnnlib,checked or float,seconds,note"):
+        read_results(folder / "r.csv")
+
+
+def test_published_tools_are_counted(folder: Path) -> None:
+    path = folder / "published_results.json"
+    entries = [
+        ("safe", {"a": ["unsat", 3.0], "b": ["timeout", 9.0], "c": ["error", 0.0]}),
+        ("open", {"a": ["sat", 2.0], "b": ["unsat", 1.0], "c": ["unsat", 7.0]}),
+        ("other", {"a": ["sat", 99.0]}),
+    ]
+    path.write_text(json.dumps([{"onnx": "n.onnx", "vnnlib": f"{v}.vnnlib", "results": r} for v, r in entries]))
+    rows = [Row("2026_tiny", "n.onnx", f"{name}.vnnlib.gz", 0.1, "unsat", 1.0) for name in ("safe", "open")]
+    assert read_tools(path, rows) == [
+        Tool("a", 2, 1, 1, 1, 3.0),
+        Tool("b", 2, 1, 0, 0, 1.0),
+        Tool("c", 2, 1, 0, 0, 7.0),
+    ]
+    assert read_tools(folder / "none.json", rows) == []
+    lines = table([summarise(rows, None)], read_tools(path, rows)).splitlines()
+    assert lines[4].split() == ["a", "2", "2", "1", "1", "1", "3"]
 
 
 def test_the_command_line_decides_one_instance(folder: Path) -> None:
@@ -310,8 +431,13 @@ def test_the_command_line_decides_one_instance(folder: Path) -> None:
     assert lines[0] == "sat"
     assert lines[1].startswith("((X_0 ")
     assert "in float64" in lines[-1]
-    done = run(cli, ["verify", *files, str(folder / "vnnlib/safe.vnnlib"), "--timeout", "50"])
-    assert (done.exit_code, done.output) == (0, "unsat\n")
+    safe, proof = str(folder / "vnnlib/safe.vnnlib"), str(folder / "safe.npz")
+    done = run(cli, ["verify", *files, safe, "--timeout", "50", "--certificate", proof])
+    assert (done.exit_code, done.output.splitlines()[0]) == (0, "unsat")
+    assert "the proof was checked again in float64: 2 leaves" in done.output
+    done = run(cli, ["check", proof, *files[:2]])
+    assert done.exit_code == 0
+    assert done.output.startswith("PROVED none of 2 unsafe disjuncts over a box of 2 inputs")
     for wrong, code, message in (
         (
             [*files, str(folder / "vnnlib/safe.vnnlib"), "--timeout", "0"],
@@ -319,6 +445,7 @@ def test_the_command_line_decides_one_instance(folder: Path) -> None:
             "expected a timeout above 0 seconds, got 0",
         ),
         ([*files, str(folder / "vnnlib/safe.vnnlib"), "--seed", "0"], 2, "got onnx, vnnlib, seed"),
+        ([*files, safe, "--certificate", "safe.txt"], 2, "expected --certificate ending in .npz, got safe.txt"),
         (files[:2], 2, "expected --onnx and --vnnlib together"),
         (["--timeout", "3"], 2, "expected --onnx and --vnnlib together"),
         ([*files, str(folder / "none.vnnlib")], 1, "expected a file at"),
@@ -330,12 +457,19 @@ def test_the_command_line_decides_one_instance(folder: Path) -> None:
 
 def test_the_command_line_runs_a_benchmark(folder: Path) -> None:
     command = ["vnncomp", str(folder / "instances.csv"), "--out", str(folder / "r.csv")]
+    command += ["--certificates", str(folder / "proofs")]
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines()[1].split() == ["2026_tiny", "3", "3", "2", "1", "0", "-", "-"]
+    assert done.output.splitlines()[1].split() == ["2026_tiny", "3", "3", "2", "0", "1", "0", "0", "-", "-"]
     assert [row.result for row in read_results(folder / "r.csv")] == ["sat", "unsat", "unsat"]
+    assert [row.proof for row in read_results(folder / "r.csv")] == ["", "checked", "checked"]
+    network = read_onnx(folder / "onnx/net.onnx").model
+    for name in ("safe", "open"):
+        assert check_file(folder / f"proofs/net_{name}.npz", network).proved
     published(folder, a="sat", b="sat")
     done = CliRunner().invoke(cli, command)
     assert done.exit_code == 3
+    lines = [line.split() for line in done.output.splitlines()]
+    assert ["a", "1", "1", "0", "1", "0", "1"] in lines  # of one instance, which it falsified in a second
     assert "net safe (unsat here, sat published)" in done.output
     assert CliRunner().invoke(cli, [*command, "--timeout", "0"]).exit_code == 2

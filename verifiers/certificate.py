@@ -197,6 +197,19 @@ class HiddenSlopes:
 
 
 @dataclass(frozen=True, eq=False)
+class Evidence:
+    """A proof apart from what it proves.
+
+    Attributes:
+        trees: one for each disjunct of a claim; empty where there is no proof.
+        hidden: slopes for hidden bounds over the whole box, for trees that do not cut inputs; in rising order.
+    """
+
+    trees: tuple[Tree, ...] = ()
+    hidden: tuple[HiddenSlopes, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Certificate:
     """A claim, its proof, and what they are about.
 

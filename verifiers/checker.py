@@ -14,9 +14,11 @@ may differ by its own rounding.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -27,12 +29,12 @@ from robustkit.errors import RobustkitError
 from robustkit.verifiers.ball_margins import ball_margins
 from robustkit.verifiers.certificate import Certificate, Split, Tree, model_digest
 from robustkit.verifiers.certificate_file import load_certificate
-from robustkit.verifiers.claims import Ball, Box, Disjunct, claim_digest
+from robustkit.verifiers.claims import Array, Ball, Box, Disjunct, claim_digest
 from robustkit.verifiers.exact_network import ExactNetwork
-from robustkit.verifiers.leaves import leaf_margins
+from robustkit.verifiers.leaves import Enclosures, leaf_margins
 from robustkit.verifiers.network_reader import read_network
 from robustkit.verifiers.proof_tree import ProofError, check_hidden, check_tree
-from robustkit.verifiers.sound_bounds import Region, enclose
+from robustkit.verifiers.sound_bounds import enclose
 
 
 @dataclass(frozen=True)
@@ -74,12 +76,13 @@ def check_file(path: str | Path, model: nn.Module) -> Checked:
     return check(certificate, model)
 
 
-def check(certificate: Certificate, model: nn.Module) -> Checked:
+def check(certificate: Certificate, model: nn.Module, until: float = math.inf) -> Checked:
     """Decide whether a certificate proves its claim of a network.
 
     Args:
         certificate: the claim and its proof.
         model: the network it is about, in eval mode.
+        until: when to stop, by the clock of ``time.monotonic``; it is looked at after each batch of leaves.
 
     Returns:
         ``proved`` only where the claim is true. Else ``reason`` says what is missing; it may be true.
@@ -88,7 +91,7 @@ def check(certificate: Certificate, model: nn.Module) -> Checked:
     margin, reason = float("nan"), ""
     try:
         with torch.inference_mode(), np.errstate(all="ignore"):
-            margin = _least_margin(certificate, model)
+            margin = _least_margin(certificate, model, until)
     except RobustkitError as error:
         reason = str(error)
     leaves = sum(len(one.leaf) for one in certificate.trees)
@@ -132,7 +135,7 @@ def _expect_gradual_underflow() -> None:
         raise ProofError("expected arithmetic with gradual underflow, got flushing to zero; switch it off")
 
 
-def _least_margin(certificate: Certificate, model: nn.Module) -> float:
+def _least_margin(certificate: Certificate, model: nn.Module, until: float) -> float:
     """Prove every tree, or raise."""
     claim = certificate.claim
     if claim_digest(claim) != certificate.input:
@@ -150,11 +153,18 @@ def _least_margin(certificate: Certificate, model: nn.Module) -> float:
     check_hidden(certificate.hidden, network)
     plain = any(not _cuts_inputs(tree) for tree in certificate.trees)
     root = enclose(network, lb, ub, certificate.hidden) if plain else None
-    margins = [
-        _prove(network, tree, disjunct, lb, ub, None if _cuts_inputs(tree) else root)
+    enclosures = Enclosures(network)
+    provers = [
+        _prove(tree, leaf_margins(network, tree, disjunct, lb, ub, root=region, enclosures=enclosures))
         for tree, disjunct in zip(certificate.trees, disjuncts, strict=True)
+        for region in [None if _cuts_inputs(tree) else root]
     ]
-    return min(margins)
+    least = float("inf")
+    for margins in zip_longest(*provers, fillvalue=float("inf")):  # side by side: trees of equal boxes share bounds
+        if time.monotonic() > until:
+            raise ProofError("the time for it was over before all leaves were bounded")
+        least = min(least, *margins)
+    return least
 
 
 def box_of(claim: Ball | Box) -> tuple[Tensor, Tensor]:
@@ -197,15 +207,13 @@ def _cuts_inputs(tree: Tree) -> bool:
     return bool((tree.kind >= Split.BELOW).any())
 
 
-def _prove(network: ExactNetwork, tree: Tree, disjunct: Disjunct, lb: Tensor, ub: Tensor, root: Region | None) -> float:
-    """Prove every leaf of a checked tree, or raise; give the least margin."""
-    least = float("inf")
-    for leaves, margins in leaf_margins(network, tree, disjunct, lb, ub, root=root):
+def _prove(tree: Tree, bounded: Iterator[tuple[Array, Array]]) -> Iterator[float]:
+    """Prove every leaf of a checked tree, or raise; give the least margins of some leaves after others."""
+    for leaves, margins in bounded:
         if not (margins > 0).all():
             first = leaves[np.flatnonzero(~(margins > 0))[0]]
             raise ProofError(
                 f"a leaf is not proved: row {tree.row[first]} at node {tree.leaf[first]} is bounded by "
                 f"{margins[~(margins > 0)][0]:.6g} only, which is not above 0"
             )
-        least = min(least, float(margins.min()))
-    return least
+        yield float(margins.min())

@@ -13,11 +13,43 @@ from robustkit.verifiers.certificate import Split, Tree
 from robustkit.verifiers.claims import Array, Disjunct
 from robustkit.verifiers.exact_network import ExactNetwork
 from robustkit.verifiers.proof_tree import Splits, depths, splits_above, starts
-from robustkit.verifiers.sound_bounds import BUDGET, Region, enclose, lower_bound
+from robustkit.verifiers.sound_bounds import Region, enclose, lower_bound
+
+BUDGET = 2**22
+"""Numbers in all values of the leaves that are bounded together, four times over."""
+
+
+class Enclosures:
+    """Encloses a network over the boxes of some leaves, and remembers the last: trees with equal boxes share it.
+
+    Args:
+        network: the operations.
+    """
+
+    def __init__(self, network: ExactNetwork) -> None:
+        self._network = network
+        self._last: tuple[Tensor, Region] | None = None
+
+    def of(self, lb: Tensor, ub: Tensor) -> Region:
+        """Bound the network over boxes, shape ``(B, n)``; over equal ones once."""
+        corners = torch.cat([lb, ub], dim=1)
+        if self._last is None or not torch.equal(self._last[0], corners):
+            boxes, inverse = torch.unique(corners, dim=0, return_inverse=True)
+            low, high = boxes.chunk(2, dim=1)
+            region = enclose(self._network, low, high)
+            self._last = corners, region.take(inverse) if len(boxes) > 1 else region
+        return self._last[1]
 
 
 def leaf_margins(
-    network: ExactNetwork, tree: Tree, disjunct: Disjunct, lb: Tensor, ub: Tensor, *, root: Region | None = None
+    network: ExactNetwork,
+    tree: Tree,
+    disjunct: Disjunct,
+    lb: Tensor,
+    ub: Tensor,
+    *,
+    root: Region | None = None,
+    enclosures: Enclosures | None = None,
 ) -> Iterator[tuple[Array, Array]]:
     """Bound from below, in each leaf, the row that it names.
 
@@ -28,16 +60,18 @@ def leaf_margins(
         lb: least inputs of the whole box, shape ``(1, n)``.
         ub: greatest inputs.
         root: the network's bounds over the whole box, to be used for every leaf; None to bound the box of each leaf.
+        enclosures: of this network, to share between trees that are bounded side by side.
 
     Yields:
         Positions of some leaves and their margins: infinity for a leaf that holds no point, minus infinity or NaN where
         nothing is known.
     """
     depth, start = depths(tree), starts(tree)
+    enclosures = enclosures or Enclosures(network)
     for leaves in _chunks(network, len(tree.leaf)):
         splits = splits_above(tree, depth, start, leaves)
         low, high, void = _cut(splits, lb, ub, len(leaves))
-        region = root or _enclose_all(network, low, high)
+        region = root or enclosures.of(low, high)
         relaxations, multipliers, crossed = _relax_leaves(network, tree, leaves, splits, region)
         rows = torch.tensor(disjunct.rows[tree.row[leaves]]).unsqueeze(1)
         bound = lower_bound(network, len(network.steps), rows, region, relaxations, multipliers).numpy()[:, 0]
@@ -64,14 +98,6 @@ def _cut(splits: Splits, lb: Tensor, ub: Tensor, leaves: int) -> tuple[Tensor, T
     np.maximum.at(low, (above.leaf, above.neuron), above.threshold)
     void: Array = np.logical_or.reduce(low > high, axis=1)
     return torch.tensor(low), torch.tensor(np.maximum(low, high)), void
-
-
-def _enclose_all(network: ExactNetwork, lb: Tensor, ub: Tensor) -> Region:
-    """Bound the network over the box of every leaf, over equal boxes once."""
-    boxes, inverse = torch.unique(torch.cat([lb, ub], dim=1), dim=0, return_inverse=True)
-    low, high = boxes.chunk(2, dim=1)
-    region = enclose(network, low, high)
-    return region.take(inverse) if len(boxes) > 1 else region
 
 
 def _relax_leaves(

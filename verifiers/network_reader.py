@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.errors import UnsupportedLayerError
+from robustkit.models.affine import Elementwise
 from robustkit.models.architectures import Normalize
 from robustkit.models.named import Residual
 from robustkit.verifiers.exact_network import Activation, Convolution, Dense, ExactNetwork, Scale, Shape, Sum
@@ -25,7 +26,8 @@ def read_network(model: nn.Module, shape: Shape) -> ExactNetwork:
 
     Args:
         model: a stack of ``Linear``, ``Conv2d``, batch norm, ``ReLU``, ``LeakyReLU``, ``AvgPool2d``, ``Flatten``,
-            ``Normalize``, ``Residual``, ``Identity``, ``Dropout`` and further ``Sequential``.
+            ``Unflatten``, ``Normalize``, ``Elementwise``, ``Residual``, ``Identity``, ``Dropout`` and further
+            ``Sequential``.
         shape: of a sample, without the batch.
 
     Returns:
@@ -166,6 +168,22 @@ def _flatten(network: ExactNetwork, layer: nn.Flatten, value: int, name: str) ->
     return network.add(Sum(), (value,), (math.prod(shape),))
 
 
+def _unflatten(network: ExactNetwork, layer: nn.Unflatten, value: int, name: str) -> int:
+    shape, given = tuple(layer.unflattened_size), network.shapes[value]
+    whole = all(isinstance(one, int) and one > 0 for one in shape) and (math.prod(shape),) == given
+    if layer.dim != 1 or not whole:
+        raise _refused(name, layer, f"other than a flat sample of shape {given} as a whole")
+    return network.add(Sum(), (value,), shape)
+
+
+def _elementwise(network: ExactNetwork, layer: Elementwise, value: int, name: str) -> int:
+    shape = network.shapes[value]
+    if tuple(layer.scale.shape) != shape or tuple(layer.shift.shape) != shape:
+        raise _refused(name, layer, f"an input of shape {shape}")
+    scale, shift = _exact(layer.scale, name).flatten(), _exact(layer.shift, name).flatten()
+    return network.add(Scale(scale, shift, shift.abs(), terms=1), (value,), shape)
+
+
 def _exact(tensor: Tensor, name: str) -> Tensor:
     """Copy parameters to float64 on the CPU, which holds every narrower number exactly."""
     wide = tensor.detach().cpu().double()
@@ -202,6 +220,8 @@ READERS: dict[type[nn.Module], Callable[..., int]] = {
     nn.ReLU: _activation,
     nn.LeakyReLU: _activation,
     nn.Flatten: _flatten,
+    nn.Unflatten: _unflatten,
+    Elementwise: _elementwise,
     nn.Identity: _nothing,
     nn.Dropout: _nothing,
 }

@@ -3,8 +3,10 @@
 In a backward pass what is kept is an inequality, ``target >= A . z + c - r`` for all inputs of the box, where the
 float64 numbers ``A`` are exact by definition: no error travels through coefficients. An operation computes a new ``A'``
 that is not quite what it should be; since ``|z| <= H`` is known, the difference ``D`` costs at most ``|D| . H``, which
-is added to ``r`` on the spot. For ``z = W h + b`` that is ``gamma |A| (|W| H)``, one dot product with a vector that is
-the same for all rows. This form of running error analysis is our own design.
+is added to ``r``. For ``z = W h + b`` that is ``gamma |A| (|W| H)``, one dot product with a vector that is the same for
+all rows. Where every entry of ``A'`` was rounded once it is ``u |A'| . H``; this is kept as a share that the
+coefficients are off by (``owed``) until the next step, which adds its own vector before it multiplies. This form of
+running error analysis is our own design.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from robustkit.verifiers.certificate import HiddenSlopes
 from robustkit.verifiers.exact_network import Activation, Dense, ExactNetwork, Scale, Step
 from robustkit.verifiers.rounding import LARGEST, UNDERFLOW, UNIT, down, gamma, up
 
-BUDGET = 2**22
-"""Numbers in the largest array of coefficients that is worked on at once."""
+BUDGET = 2**18
+"""Numbers in the largest array of coefficients that is worked on at once: few enough for a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def lower_bound(
     Raises:
         UsageError: something between the two values takes one in front of ``stop``.
     """
-    coefficients = {start: rows}
+    coefficients, owed = {start: rows}, {start: 0.0}
     constant = torch.zeros(rows.shape[:2], dtype=torch.float64)
     radius = torch.zeros_like(constant)
     for index in range(start - 1, stop - 1, -1):
@@ -89,34 +91,42 @@ def lower_bound(
             continue
         operation, inputs = network.steps[index].operation, network.steps[index].inputs
         shift: Tensor | float = 0.0
+        due, size = owed.pop(index + 1), region.size[index + 1]
         if isinstance(operation, Dense):
             slack = region.slack[index]
             assert slack is not None
-            radius = radius + _dot(a.abs(), slack)  # the bias and the coefficients, see _slack
-            shift = _dot(a, operation.bias.expand(1, -1))
+            radius = radius + _dot(a.abs(), slack + due * size if due else slack)  # what is owed too, see _slack
+            shift, due = _dot(a, operation.bias.expand(1, -1)), 0.0
             a = operation.transpose(a.reshape(-1, a.shape[2])).reshape(*a.shape[:2], -1)
         elif isinstance(operation, Activation):
-            relaxation, size = relaxations[operation.number], region.size[inputs[0]]
+            radius, relaxation = radius + _paid(a, due, size), relaxations[operation.number]
             multiplier = multipliers[operation.number] if multipliers else None
-            shift = _dot(a.clamp(max=0), relaxation.offset)
+            negative = a.clamp(max=0)
+            shift = _dot(negative, relaxation.offset)
             radius = radius + gamma(a.shape[2]) * shift.abs()  # all its terms have one sign
-            a = a.clamp(min=0) * relaxation.low.unsqueeze(1) + a.clamp(max=0) * relaxation.high.unsqueeze(1)
-            radius = radius + 2 * UNIT * _dot(a.abs(), size)  # of the two products one is 0, the other rounded once
+            a = (a - negative) * relaxation.low.unsqueeze(1) + negative * relaxation.high.unsqueeze(1)
+            due = 2 * UNIT  # of the two products one is 0, the other rounded once
             if multiplier is not None:
-                a = a - multiplier.unsqueeze(1)
-                radius = radius + 2 * UNIT * _dot(a.abs(), size)  # rounded once
+                radius = radius + _paid(a, due, region.size[inputs[0]])
+                a = a - multiplier.unsqueeze(1)  # rounded once, which is 2 UNIT again
         constant = constant + shift
         radius = radius + 2 * UNIT * constant.abs() + UNDERFLOW
         for value in inputs:
             if value in coefficients:
-                merged = coefficients[value] + a
-                radius = radius + 2 * UNIT * _dot(merged.abs(), region.size[value])
-                coefficients[value] = merged
+                for one, rounding in ((coefficients[value], owed[value]), (a, due)):
+                    radius = radius + _paid(one, rounding, region.size[value])
+                coefficients[value], owed[value] = coefficients[value] + a, 2 * UNIT
             else:
-                coefficients[value] = a
+                coefficients[value], owed[value] = a, due
     if coefficients.keys() != {stop}:
         raise UsageError(f"expected value {stop} to cut the network, got a path around it; choose another to stop at")
+    radius = radius + _paid(coefficients[stop], owed[stop], region.size[stop])
     return _concretise(coefficients[stop], constant, radius, region, stop)
+
+
+def _paid(a: Tensor, rounding: float, size: Tensor) -> Tensor | float:
+    """Give what coefficients ``(B, R, n)`` cost that are off by a share ``rounding`` of themselves, ``(B, R)``."""
+    return rounding * _dot(a.abs(), size) if rounding else 0.0
 
 
 def _concretise(a: Tensor, constant: Tensor, radius: Tensor, region: Region, value: int) -> Tensor:
@@ -206,18 +216,21 @@ def _refine(
     lower, upper = region.lower[value].clone(), region.upper[value].clone()
     operations = [one.operation for one in network.steps[:value]]
     mixed = sum(isinstance(one, Dense) and not isinstance(one, Scale) for one in operations)
-    unstable = ((lower < 0) & (upper > 0)).any(dim=0).nonzero().flatten()
-    if not len(unstable) or (not kinds[0] and mixed <= 1):  # intervals of one mixing operation are exact
+    unstable = (lower < 0) & (upper > 0)
+    most = int(unstable.sum(dim=1).max())
+    if not most or (not kinds[0] and mixed <= 1):  # intervals of one mixing operation are exact
         return lower, upper
+    columns = unstable.sort(dim=1, descending=True, stable=True).indices[:, :most]  # of every box its own come first
     widest = max(map(network.size, range(value + 1)))
-    for chunk in torch.split(unstable, max(1, BUDGET // (2 * len(lower) * widest))):
-        rows = torch.zeros(1, len(chunk), network.size(value), dtype=torch.float64)
-        rows[0, torch.arange(len(chunk)), chunk] = 1.0
+    for chunk in torch.split(columns, max(1, BUDGET // (2 * len(lower) * widest)), dim=1):
+        rows = torch.zeros(len(lower), chunk.shape[1], network.size(value), dtype=torch.float64)
+        rows.scatter_(2, chunk.unsqueeze(2), 1.0)
+        mine = unstable.gather(1, chunk)
         for relaxations in kinds if kinds[0] else kinds[:1]:
             bounds = lower_bound(network, value, torch.cat([rows, -rows], dim=1), region, relaxations)
-            low, high = bounds.where(bounds.isfinite(), -torch.inf).chunk(2, dim=1)
-            lower[:, chunk] = torch.maximum(lower[:, chunk], low)
-            upper[:, chunk] = torch.minimum(upper[:, chunk], -high)
+            low, high = bounds.where(bounds.isfinite() & mine.repeat(1, 2), -torch.inf).chunk(2, dim=1)
+            lower.scatter_(1, chunk, torch.maximum(lower.gather(1, chunk), low))
+            upper.scatter_(1, chunk, torch.minimum(upper.gather(1, chunk), -high))
     region.lower[value], region.upper[value], region.size[value] = lower, upper, _size(lower, upper)
     return lower, upper
 

@@ -17,10 +17,14 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """``z * scale + shift``, element by element; both of the shape of a sample."""
+    """``z * scale + shift``, element by element; both of the shape of a sample.
+
+    Of all three kinds, ``rounded`` says that a number may differ from the exact one.
+    """
 
     scale: Array
     shift: Array
+    rounded: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,7 @@ class Dense:
 
     weight: Array
     bias: Array
+    rounded: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +46,7 @@ class Convolution:
     padding: tuple[int, int]
     dilation: tuple[int, int]
     groups: int
+    rounded: bool = False
 
 
 Part = Scaling | Dense | Convolution | nn.Module
@@ -84,6 +90,22 @@ def layers_of(parts: Iterable[Part]) -> list[nn.Module]:
     return [_layer(one) for one in parts]
 
 
+def exact(parts: Iterable[Part]) -> bool:
+    """Say whether ``layers_of`` holds the very numbers that the parts were made from, none of them rounded."""
+    return all(isinstance(one, nn.Module) or _exact(one) for one in parts)
+
+
+def _exact(part: Scaling | Dense | Convolution) -> bool:
+    if isinstance(part, Scaling):
+        return not part.rounded and not _normalizes(part) and _is_float32(part.scale) and _is_float32(part.shift)
+    return not part.rounded and _is_float32(part.weight) and _is_float32(part.bias)
+
+
+def _is_float32(values: Array) -> bool:
+    with np.errstate(over="ignore"):
+        return bool((values.astype(np.float32) == values).all())
+
+
 def _push(stack: list[Part], part: Part) -> None:
     last = stack[-1] if stack else None
     if isinstance(part, Scaling):
@@ -96,7 +118,7 @@ def _push(stack: list[Part], part: Part) -> None:
     elif isinstance(last, Scaling) and isinstance(part, nn.Flatten):
         stack.pop()
         _push(stack, part)
-        _push(stack, Scaling(last.scale.reshape(-1), last.shift.reshape(-1)))
+        _push(stack, replace(last, scale=last.scale.reshape(-1), shift=last.shift.reshape(-1)))
     else:
         merged = _before(last, part) if isinstance(last, Scaling) else None
         if merged is not None:
@@ -107,36 +129,58 @@ def _push(stack: list[Part], part: Part) -> None:
 def _after(last: Part | None, part: Scaling) -> Part | None:
     """Merge a linear layer with the elementwise map that follows it; None where they do not merge."""
     if isinstance(last, Scaling):
-        return Scaling(last.scale * part.scale, last.shift * part.scale + part.shift)
+        rounded = _rounds(last.shift, part) or last.rounded
+        return Scaling(last.scale * part.scale, last.shift * part.scale + part.shift, rounded)
     if isinstance(last, Dense):
-        return Dense(part.scale[:, None] * last.weight, last.bias * part.scale + part.shift)
+        rounded = _rounds(last.bias, part) or last.rounded
+        return Dense(part.scale[:, None] * last.weight, last.bias * part.scale + part.shift, rounded)
     if isinstance(last, Convolution) and _per_channel(part):
         scale, shift = part.scale[:, 0, 0], part.shift[:, 0, 0]
-        return replace(last, weight=last.weight * scale[:, None, None, None], bias=last.bias * scale + shift)
+        rounded = _rounds(last.bias, Scaling(scale, shift, part.rounded)) or last.rounded
+        weight = last.weight * scale[:, None, None, None]
+        return replace(last, weight=weight, bias=last.bias * scale + shift, rounded=rounded)
     return None
 
 
 def _before(first: Scaling, part: Part) -> Part | None:
     """Merge an elementwise map with the linear layer that follows it; None where they do not merge."""
+    rounded = first.rounded or bool((first.scale != 1.0).any() or first.shift.any())
     if isinstance(part, Dense):
-        return Dense(part.weight * first.scale, part.bias + part.weight @ first.shift)
+        return Dense(part.weight * first.scale, part.bias + part.weight @ first.shift, part.rounded or rounded)
     if isinstance(part, Convolution) and part.groups == 1 and _per_channel(first):
         scale, shift = first.scale[:, 0, 0], first.shift[:, 0, 0]
         if not shift.any() or part.padding == (0, 0):
             bias = part.bias + np.einsum("oihw,i->o", part.weight, shift)
-            return replace(part, weight=part.weight * scale[:, None, None], bias=bias)
+            weight = part.weight * scale[:, None, None]
+            return replace(part, weight=weight, bias=bias, rounded=part.rounded or rounded)
     return None
+
+
+def _rounds(bias: Array, part: Scaling) -> bool:
+    """Say whether ``bias * scale + shift`` may be rounded: not where the scale is 1 and no sum loses a bit.
+
+    Source: Knuth's TwoSum gives the error of a sum of two numbers without overflow.
+    """
+    total = bias + part.shift
+    other = total - bias
+    error = (bias - (total - other)) + (part.shift - other)
+    return part.rounded or bool((part.scale != 1.0).any() or (error != 0.0).any())
 
 
 def _per_channel(part: Scaling) -> bool:
     return part.scale.ndim == 3 and all(bool((one == one[:, :1, :1]).all()) for one in (part.scale, part.shift))
 
 
+def _normalizes(part: Scaling) -> bool:
+    """Say whether it becomes a ``Normalize``, whose numbers are quotients."""
+    return _per_channel(part) and bool((part.scale > 0).all())
+
+
 def _layer(part: Part) -> nn.Module:
     if isinstance(part, nn.Module):
         return part
     if isinstance(part, Scaling):
-        if _per_channel(part) and bool((part.scale > 0).all()):
+        if _normalizes(part):
             scale, shift = part.scale[:, 0, 0], part.shift[:, 0, 0]
             return Normalize((-shift / scale).tolist(), (1.0 / scale).tolist())
         return Elementwise(_float32(part.scale), _float32(part.shift))

@@ -101,8 +101,10 @@ class Walk:
             self.flatten()
             self.shape = shape
 
-    def scale(self, factor: npt.NDArray[Any] | float, shift: npt.NDArray[Any] | float) -> None:
-        """Multiply and add constants that broadcast to the value."""
+    def scale(
+        self, factor: npt.NDArray[Any] | float, shift: npt.NDArray[Any] | float, *, rounded: bool = False
+    ) -> None:
+        """Multiply and add constants that broadcast to the value; ``rounded`` where they are not the exact ones."""
         pair = [np.asarray(one, dtype=np.float64) for one in (factor, shift)]
         try:
             shape = np.broadcast_shapes(self.shape, *(one.shape for one in pair))
@@ -110,7 +112,7 @@ class Walk:
             raise NoStackError("constants of another shape") from None
         self.reshape(tuple(shape))
         scale, offset = (np.broadcast_to(one, self.shape).reshape(self.held) for one in pair)
-        self.parts.append(Scaling(scale, offset))
+        self.parts.append(Scaling(scale, offset, rounded))
 
     def dense(self, weight: npt.NDArray[Any], bias: npt.NDArray[Any] | float, shape: tuple[int, ...]) -> None:
         """Multiply by a matrix ``(out, in)``."""

@@ -41,6 +41,8 @@ class OnnxNetwork:
         outputs: number of outputs.
         session: onnxruntime's, of the file itself.
         file_shape: of the file's input, for a batch of one.
+        exact: whether the model is a stack of plain layers with the very numbers of the file, so that both compute the
+            same in real arithmetic; a converted network is not known to.
     """
 
     model: nn.Module
@@ -48,6 +50,7 @@ class OnnxNetwork:
     outputs: int
     session: Any = field(repr=False)
     file_shape: tuple[int, ...]
+    exact: bool = False
 
     @property
     def inputs(self) -> int:
@@ -98,8 +101,9 @@ def read_onnx(path: str | Path, box: tuple[Array, Array] | None = None) -> OnnxN
     if not np.isfinite(expected).all():
         raise RobustkitError(f"expected finite outputs of {path}, got NaN or infinity; check its weights")
     sample = graph.shape[1:] if len(graph.shape) > 1 else graph.shape
-    model = _stack(graph, inputs, expected) or _converted(proto, graph, inputs, expected, path)
-    return OnnxNetwork(model, sample, expected.shape[1], session, graph.shape)
+    stack = _stack(graph, inputs, expected)
+    model, exact = stack or (_converted(proto, graph, inputs, expected, path), False)
+    return OnnxNetwork(model, sample, expected.shape[1], session, graph.shape, exact)
 
 
 def _read(path: Path) -> Any:
@@ -194,13 +198,13 @@ def _samples(box: tuple[Array, Array] | None, size: int) -> Array:
     return np.asarray((lower + share * (upper - lower)).astype(np.float32), dtype=np.float64)
 
 
-def _stack(graph: Graph, inputs: Array, expected: Array) -> nn.Module | None:
-    """Make plain layers of a graph, where it is a chain of such and they compute the same."""
+def _stack(graph: Graph, inputs: Array, expected: Array) -> tuple[nn.Module, bool] | None:
+    """Make plain layers of a graph, where it is a chain of such and they compute the same; say whether exactly."""
     try:
-        model = stack_of(graph)
+        model, exact = stack_of(graph)
     except NoStackError:
         return None
-    return model if apart(_outputs(model, graph, inputs), expected) <= STACK_MATCH else None
+    return (model, exact) if apart(_outputs(model, graph, inputs), expected) <= STACK_MATCH else None
 
 
 def _converted(proto: Any, graph: Graph, inputs: Array, expected: Array, path: str | Path) -> nn.Module:

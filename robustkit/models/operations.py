@@ -73,7 +73,7 @@ def _batch_norm(walk: Walk, step: Step) -> None:
     weight, bias, mean, variance = (np.asarray(one, dtype=np.float64) for one in numbers)
     scale = weight / np.sqrt(variance + step.attributes.get("epsilon", 1e-5))
     shape = (1, -1, *[1] * (len(walk.shape) - 2))
-    walk.scale(scale.reshape(shape), (bias - mean * scale).reshape(shape))
+    walk.scale(scale.reshape(shape), (bias - mean * scale).reshape(shape), rounded=True)
 
 
 def _arithmetic(walk: Walk, step: Step) -> None:
@@ -90,7 +90,7 @@ def _arithmetic(walk: Walk, step: Step) -> None:
         "Mul": (number, 0.0),
         "Div": (np.reciprocal(number, where=number != 0, out=np.ones_like(number)), 0.0),
     }
-    walk.scale(*maps[step.operation])
+    walk.scale(*maps[step.operation], rounded=step.operation == "Div")
 
 
 def _reshape(walk: Walk, step: Step) -> None:

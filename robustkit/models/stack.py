@@ -7,7 +7,7 @@ import math
 import numpy as np
 from torch import nn
 
-from robustkit.models.affine import Dense, fold, layers_of
+from robustkit.models.affine import Dense, exact, fold, layers_of
 from robustkit.models.graph import Graph, NoStackError, Step, Walk
 from robustkit.models.operations import OPERATIONS, computed, stored
 
@@ -15,7 +15,7 @@ MOST_CLOSING = 256
 """Outputs up to which a stack that ends in another layer is closed by a ``Linear`` that changes nothing."""
 
 
-def stack_of(graph: Graph) -> nn.Sequential:
+def stack_of(graph: Graph) -> tuple[nn.Sequential, bool]:
     """Make a stack of ``Linear``, ``Conv2d``, ``ReLU`` and ``Flatten`` layers that computes what a graph does.
 
     Constants that are added, subtracted, multiplied or divided by are folded into a linear layer beside them, in
@@ -26,7 +26,8 @@ def stack_of(graph: Graph) -> nn.Sequential:
         graph: the graph.
 
     Returns:
-        A module for inputs ``(B, *sample)`` that gives ``(B, n_outputs)``, in eval mode.
+        A module for inputs ``(B, *sample)`` that gives ``(B, n_outputs)``, in eval mode; and whether it computes the
+        same in real arithmetic, for no number had to be rounded.
 
     Raises:
         NoStackError: the graph branches, or has an operation that is not known here.
@@ -41,7 +42,7 @@ def stack_of(graph: Graph) -> nn.Sequential:
     size = math.prod(walk.shape)
     if size <= MOST_CLOSING and not isinstance(parts[-1] if parts else None, Dense):
         parts.append(Dense(np.eye(size), np.zeros(size)))
-    return nn.Sequential(*layers_of(parts)).eval()
+    return nn.Sequential(*layers_of(parts)).eval(), exact(parts)
 
 
 def _take(walk: Walk, step: Step) -> None:

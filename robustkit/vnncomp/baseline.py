@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustkit.bounds import BoundedNetwork, BoundMethod
 from robustkit.bounds.layers import check_box, check_weights
 from robustkit.errors import UnsupportedLayerError
+from robustkit.verifiers.certificate import Evidence, Leaf, Node, Tree
 from robustkit.vnncomp.decision import Answer, Result
 from robustkit.vnnlib import Disjunct, Query
 from robustkit.vnnlib.queries import Array
@@ -34,7 +35,8 @@ def solve(model: nn.Module, query: Query, timeout: float) -> Answer:
         timeout: seconds; a bound that has begun is finished.
 
     Returns:
-        ``SAT`` with an input, ``UNSAT``, ``TIMEOUT``, or ``UNKNOWN`` where neither succeeds.
+        ``SAT`` with an input, ``UNSAT`` with the rows that are positive, ``TIMEOUT``, or ``UNKNOWN`` where neither
+        succeeds.
 
     Raises:
         RobustkitError: a weight or a corner is not finite in float32, or corners are crossed.
@@ -43,20 +45,31 @@ def solve(model: nn.Module, query: Query, timeout: float) -> Answer:
     check_weights(model)
     check_box(*box_of(query))
     found = attack(model, query, deadline)
-    if found is not None:
-        return Answer(Result.SAT, found)
-    left, refused = list(query.unsafe), ""
+    return Answer(Result.SAT, found) if found is not None else bound(model, query, deadline)
+
+
+def bound(model: nn.Module, query: Query, deadline: float) -> Answer:
+    """Refute every disjunct by bounds alone; see ``solve``.
+
+    Args:
+        model: in eval mode.
+        query: the query.
+        deadline: on the monotonic clock.
+    """
+    left, rows, refused = list(range(len(query.unsafe))), [0] * len(query.unsafe), ""
     network: BoundedNetwork | None = None
     for method in METHODS:
         if time.monotonic() > deadline:
             return Answer(Result.TIMEOUT, reason=f"before {method.value}")
         try:
             network = network or BoundedNetwork(model, box_of(query)[0])
-            left = _unrefuted(network, query, left, method)
+            best = _best_rows(network, query, left, method)
+            rows = [best[place][1] if place in best else row for place, row in enumerate(rows)]
+            left = [place for place in left if not best[place][0] > 0.0]
         except UnsupportedLayerError as error:
             refused += f"; {error}"
         if not left:
-            return Answer(Result.UNSAT)
+            return Answer(Result.UNSAT, proof=Evidence(tuple(Tree.build([Node()], [Leaf(0, row)]) for row in rows)))
     return Answer(Result.UNKNOWN, reason=f"no counterexample found, {len(left)} disjuncts not refuted{refused}")
 
 
@@ -120,14 +133,19 @@ def _padded(unsafe: tuple[Disjunct, ...]) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(rows).float(), torch.from_numpy(offsets).float()
 
 
-def _unrefuted(network: BoundedNetwork, query: Query, unsafe: list[Disjunct], method: BoundMethod) -> list[Disjunct]:
-    """Give the disjuncts that a bound does not refute."""
+def _best_rows(
+    network: BoundedNetwork, query: Query, places: list[int], method: BoundMethod
+) -> dict[int, tuple[float, int]]:
+    """Give the greatest lower bound of a row of each of some disjuncts, and which row that is."""
     lower, upper = box_of(query)
+    unsafe = [query.unsafe[place] for place in places]
     rows = torch.from_numpy(np.concatenate([one.rows for one in unsafe])).float()
     bounds, _ = network.output_bounds(lower, upper, rows[None], method, upper=False)
     sizes = [len(one.offsets) for one in unsafe]
-    parts = np.split(bounds[0].detach().double().numpy(), np.cumsum(sizes)[:-1])
-    return [one for one, least in zip(unsafe, parts, strict=True) if not (least + one.offsets > 0.0).any()]
+    known = np.nan_to_num(bounds[0].detach().double().numpy(), nan=-np.inf)
+    parts = np.split(known, np.cumsum(sizes)[:-1])
+    least = [part + one.offsets for one, part in zip(unsafe, parts, strict=True)]
+    return {place: (float(one.max()), int(one.argmax())) for place, one in zip(places, least, strict=True)}
 
 
 def box_of(query: Query) -> tuple[Tensor, Tensor]:

@@ -13,23 +13,30 @@ from robustkit.progress import Reporter, working
 from robustkit.vnncomp.complete import solve as complete
 from robustkit.vnncomp.decision import Solve
 from robustkit.vnncomp.instances import ERROR, Instance, Row, read_results, write_results
-from robustkit.vnncomp.workers import work_off
+from robustkit.vnncomp.workers import Task, work_off
 
 COUNTEREXAMPLES = "counterexamples"
 
 
 def run_benchmark(
-    instances: Sequence[Instance], out: Path, reporter: Reporter, *, solve: Solve = complete, jobs: int = 1
+    instances: Sequence[Instance],
+    out: Path,
+    reporter: Reporter,
+    *,
+    solve: Solve = complete,
+    jobs: int = 1,
+    certificates: Path | None = None,
 ) -> list[Row]:
     """Decide the instances that have no result yet, and write each result down as it comes.
 
     Args:
         instances: of one benchmark.
         out: the table of results; those it holds are kept, but for errors, which are tried again. Counterexamples go
-            into a folder beside it.
+            into a folder beside it, and what became of the proofs into a table beside it.
         reporter: told of the progress.
         solve: the verifier; a function that a new process can import.
         jobs: how many instances are worked on at a time, each in a process of its own.
+        certificates: folder for the proofs that the checker has accepted; None to keep none.
 
     Returns:
         All results, in the order of the instances.
@@ -52,16 +59,26 @@ def run_benchmark(
     threads = max(1, (os.cpu_count() or 1) // jobs)
     label = f"deciding {instances[0].folder.name}" if instances else "deciding nothing"
     with working(reporter, label, len(instances), len(instances) - len(left)):
-        for one, done in work_off(left, solve, jobs, threads):
+        tasks = [Task(one, certificates and certificates / f"{names[one.onnx, one.vnnlib]}.npz") for one in left]
+        for one, done in work_off(tasks, solve, jobs, threads):
             if done.counterexample:
-                with replacing(out.parent / COUNTEREXAMPLES / names[one.onnx, one.vnnlib]) as file:
+                with replacing(out.parent / COUNTEREXAMPLES / f"{names[one.onnx, one.vnnlib]}.counterexample") as file:
                     file.write(done.counterexample)
             key = (one.onnx, one.vnnlib)
-            rows[key] = Row(one.folder.name, *key, done.prepare_time, str(done.result), done.run_time)
+            rows[key] = Row(
+                one.folder.name,
+                *key,
+                done.prepare_time,
+                str(done.result),
+                done.run_time,
+                done.proof,
+                done.check_time,
+                done.note if done.proof else "",
+            )
             write_results(out, _ordered(instances, rows))
             reporter.advance(1, f"{one.name}: {done.result}")
             if done.note:
-                reporter.say(f"{one.name}: {done.result}: {done.note}")
+                reporter.say(f"{one.name}: {done.result}{' ' if done.proof else ': '}{done.note}")
     return _ordered(instances, rows)
 
 
@@ -74,11 +91,11 @@ def _ordered(instances: Sequence[Instance], rows: dict[tuple[str, str], Row]) ->
 
 
 def _names(instances: Sequence[Instance]) -> dict[tuple[str, str], str]:
-    """Name the file of each counterexample after network and property; those that share both get a number."""
+    """Name the file of each counterexample or proof after network and property; those that share both get a number."""
     names, taken = {}, Counter[str]()
     for one in instances:
         stem = one.name.replace(" ", "_")
         taken[stem] += 1
         number = f"-{taken[stem]}" if taken[stem] > 1 else ""
-        names[one.onnx, one.vnnlib] = f"{stem}{number}.counterexample"
+        names[one.onnx, one.vnnlib] = f"{stem}{number}"
     return names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 import numpy as np
@@ -13,6 +13,8 @@ from torch import nn
 
 from robustkit.errors import RobustkitError, SoundnessError, UsageError
 from robustkit.models import OnnxNetwork
+from robustkit.verifiers.certificate import Evidence
+from robustkit.vnncomp.recheck import Recheck, recheck
 from robustkit.vnnlib import Property, Query
 from robustkit.vnnlib.queries import Array
 
@@ -21,6 +23,8 @@ TOLERANCE = 1e-4
 
 Source: ``COUNTEREXAMPLE_ATOL`` in the scoring scripts of VNN-COMP 2022 to 2026.
 """
+SEARCH_SHARE = 0.7
+"""Share of the time that is left for a search; the rest is for checking its proof."""
 PROBES = 256
 """Random points of a box that an ``unsat`` is held against."""
 
@@ -42,11 +46,13 @@ class Answer:
         verdict: ``SAT`` where an unsafe output can be reached, ``UNSAT`` where it is proved that none can.
         x: for ``SAT``, an input that reaches one, flat.
         reason: for the others, why.
+        proof: for ``UNSAT``, with a tree for each disjunct of the query; empty where there is none.
     """
 
     verdict: Result
     x: Array | None = None
     reason: str = ""
+    proof: Evidence = field(default_factory=Evidence)
 
 
 Solve = Callable[[nn.Module, Query, float], Answer]
@@ -89,11 +95,20 @@ class Decision:
         verdict: of all queries together.
         counterexample: for ``SAT``.
         reason: where nothing is decided, why.
+        seconds: until the verdict was found, without its check.
+        recheck: of ``UNSAT``, what the independent checker says of its proof.
     """
 
     verdict: Result
     counterexample: Counterexample | None = None
     reason: str = ""
+    seconds: float = 0.0
+    recheck: Recheck | None = None
+
+    @property
+    def checked(self) -> bool:
+        """Whether it is ``UNSAT`` and the checker has accepted the proof; any other ``UNSAT`` is ``unsat (float)``."""
+        return self.recheck is not None and not self.recheck.reason
 
 
 def decide(network: OnnxNetwork, asked: Property, timeout: float, solve: Solve) -> Decision:
@@ -102,11 +117,13 @@ def decide(network: OnnxNetwork, asked: Property, timeout: float, solve: Solve) 
     Args:
         network: the network.
         asked: the property.
-        timeout: seconds for all its queries.
-        solve: the verifier; what it finds is replayed, what it proves is held against random points.
+        timeout: seconds for all its queries and for checking their proofs.
+        solve: the verifier; what it finds is replayed, what it proves is held against random points and checked again.
 
     Returns:
-        ``SAT`` with a replayed counterexample if any query is reachable, ``UNSAT`` if none is.
+        ``SAT`` with a replayed counterexample if any query is reachable, ``UNSAT`` if none is: with certificates where
+        the checker has accepted every proof before the time was up, else with the reason why they are proved in float32
+        only.
 
     Raises:
         UsageError: a timeout that is not above 0.
@@ -121,17 +138,23 @@ def decide(network: OnnxNetwork, asked: Property, timeout: float, solve: Solve) 
             f"expected a property of {network.inputs} inputs and {network.outputs} outputs for this network, got "
             f"one of {sizes[0]} and {sizes[1]}; check that they belong together"
         )
-    deadline = time.monotonic() + timeout
+    began = time.monotonic()
+    deadline = began + timeout
+    queries = [replace(query, input_shape=network.input_shape) for query in asked.queries]
     open_queries: list[Decision] = []
-    for query in asked.queries:
-        shaped = replace(query, input_shape=network.input_shape)
-        decision = _decide(network, shaped, deadline - time.monotonic(), solve)
+    proofs = []
+    for query in queries:
+        decision, proof = _decide(network, query, SEARCH_SHARE * (deadline - time.monotonic()), solve)
         if decision.verdict is Result.SAT:
-            return decision
+            return replace(decision, seconds=time.monotonic() - began)
+        proofs.append(proof)
         if decision.verdict is not Result.UNSAT:
             open_queries.append(decision)
-    late = next((one for one in open_queries if one.verdict is Result.TIMEOUT), None)
-    return late or (open_queries[0] if open_queries else Decision(Result.UNSAT))
+    seconds = time.monotonic() - began
+    if open_queries:
+        late = next((one for one in open_queries if one.verdict is Result.TIMEOUT), open_queries[0])
+        return replace(late, seconds=seconds)
+    return Decision(Result.UNSAT, seconds=seconds, recheck=recheck(network, queries, proofs, deadline))
 
 
 def replay(network: OnnxNetwork, query: Query, x: Array) -> Counterexample:
@@ -150,24 +173,30 @@ def replay(network: OnnxNetwork, query: Query, x: Array) -> Counterexample:
     return Counterexample(x, outputs, query.excess(network.run_exactly(x)), query.excess(outputs))
 
 
-def _decide(network: OnnxNetwork, query: Query, left: float, solve: Solve) -> Decision:
+def _decide(network: OnnxNetwork, query: Query, left: float, solve: Solve) -> tuple[Decision, Evidence]:
+    """Let the verifier decide one query, and give its proof where it has one."""
     if left <= 0:
-        return Decision(Result.TIMEOUT, reason="no time was left for it")
+        return Decision(Result.TIMEOUT, reason="no time was left for it"), Evidence()
     answer = solve(network.model, query, left)
     if answer.verdict is Result.SAT:
-        if answer.x is None:
-            return Decision(Result.UNKNOWN, reason="the solver says sat and names no input")
-        found = replay(network, query, answer.x)
-        if query.contains(found.x) and found.genuine:
-            return Decision(Result.SAT, found)
-        return Decision(
-            Result.UNKNOWN,
-            reason=f"the counterexample does not replay: {found.float64:.3g} from unsafe in float64, "
-            f"{found.onnxruntime:.3g} by onnxruntime",
-        )
+        return _replayed(network, query, answer.x), Evidence()
     if answer.verdict is Result.UNSAT:
         _hold_against_points(network, query)
-    return Decision(answer.verdict, reason=answer.reason)
+    return Decision(answer.verdict, reason=answer.reason), answer.proof
+
+
+def _replayed(network: OnnxNetwork, query: Query, x: Array | None) -> Decision:
+    """Believe a counterexample only where it replays in the box."""
+    if x is None:
+        return Decision(Result.UNKNOWN, reason="the solver says sat and names no input")
+    found = replay(network, query, x)
+    if query.contains(found.x) and found.genuine:
+        return Decision(Result.SAT, found)
+    return Decision(
+        Result.UNKNOWN,
+        reason=f"the counterexample does not replay: {found.float64:.3g} from unsafe in float64, "
+        f"{found.onnxruntime:.3g} by onnxruntime",
+    )
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from robustkit.files import replacing
 ERROR = "error"
 """Result of an instance whose worker broke down or was killed; it is tried again."""
 RESULTS = ("sat", "unsat", "unknown", "timeout", ERROR)
+PROOFS = ("checked", "float")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ class Row:
         vnnlib: as in ``instances.csv``.
         prepare_time: seconds that reading both took.
         result: ``sat``, ``unsat``, ``unknown``, ``timeout`` or ``error``.
-        run_time: seconds that the verdict took.
+        run_time: seconds that the verdict took, the check of its proof included.
+        proof: of ``unsat``: ``checked`` where the independent checker has accepted the proof, else ``float``.
+        check_time: seconds that the check took.
+        note: why a proof is not accepted.
     """
 
     benchmark: str
@@ -63,6 +67,9 @@ class Row:
     prepare_time: float
     result: str
     run_time: float
+    proof: str = ""
+    check_time: float = 0.0
+    note: str = ""
 
 
 def read_instances(path: Path, timeout: float | None = None) -> list[Instance]:
@@ -98,27 +105,56 @@ def read_instances(path: Path, timeout: float | None = None) -> list[Instance]:
 
 
 def read_results(path: Path) -> list[Row]:
-    """Read ``results.csv``; an absent file has no rows.
+    """Read ``results.csv`` and, where it lies beside it, ``results.proofs.csv``; an absent file has no rows.
+
+    An ``unsat`` of which the second says nothing counts as ``float``.
 
     Raises:
         RobustkitError: a line is malformed; with its number.
     """
-    rows = []
+    rows, proofs = [], _read_proofs(proofs_of(path))
     for number, cells in _lines(path) if path.exists() else ():
         if len(cells) != 6:
             raise _malformed(path, number, f"6 cells, got {len(cells)}")
         times = _number(cells[3]), _number(cells[5])
         if cells[4] not in RESULTS or not min(times) >= 0:
             raise _malformed(path, number, f"a result of {', '.join(RESULTS)} and two times, got {','.join(cells[3:])}")
-        rows.append(Row(cells[0], cells[1], cells[2], times[0], cells[4], times[1]))
+        proof = proofs.get((cells[1], cells[2]), ("float", 0.0, "")) if cells[4] == "unsat" else ("", 0.0, "")
+        rows.append(Row(cells[0], cells[1], cells[2], times[0], cells[4], times[1], *proof))
     return rows
 
 
+def proofs_of(path: Path) -> Path:
+    """Name the table of proofs that lies beside a table of results."""
+    return path.with_name(f"{path.stem}.proofs.csv")
+
+
+def _read_proofs(path: Path) -> dict[tuple[str, str], tuple[str, float, str]]:
+    """Read of each ``unsat``, by network and property, what became of its proof."""
+    found = {}
+    for number, cells in _lines(path) if path.exists() else ():
+        seconds = _number(cells[3]) if len(cells) == 5 else math.nan
+        if not seconds >= 0 or cells[2] not in PROOFS:
+            raise _malformed(path, number, f"onnx,vnnlib,{' or '.join(PROOFS)},seconds,note, got {','.join(cells)}")
+        found[cells[0], cells[1]] = (cells[2], seconds, cells[4])
+    return found
+
+
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write ``results.csv`` without a heading, as the competition's scoring reads it; whole or not at all."""
+    """Write ``results.csv`` without a heading, as the competition's scoring reads it, and what it has no column for.
+
+    ``results.proofs.csv`` beside it says of every ``unsat`` whether its proof was checked. Each is written whole or not
+    at all.
+    """
+    proofs = [(row.onnx, row.vnnlib, row.proof, row.check_time, row.note) for row in rows if row.result == "unsat"]
+    _write(proofs_of(path), proofs)
+    _write(path, [astuple(row)[:6] for row in rows])
+
+
+def _write(path: Path, rows: Sequence[tuple[object, ...]]) -> None:
     with replacing(path) as file:
         csv.writer(file, lineterminator="\n").writerows(
-            [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in astuple(row)] for row in rows
+            [f"{cell:.6f}" if isinstance(cell, float) else cell for cell in row] for row in rows
         )
 
 

@@ -26,8 +26,10 @@ class Summary:
     Attributes:
         benchmark: its name.
         instances: how many have a result.
-        verified: how many are ``unsat``.
+        verified: how many are ``unsat`` with a proof that the independent checker has accepted.
+        floating: how many are ``unsat`` by float32 arithmetic alone.
         falsified: how many are ``sat``, each with a replayed counterexample.
+        timeouts: how many the time was not enough for.
         undecided: the others.
         compared: how many are decided here and have a published verdict; None where none are published.
         contradictions: names of those whose published verdict is the other one.
@@ -36,7 +38,9 @@ class Summary:
     benchmark: str
     instances: int
     verified: int
+    floating: int
     falsified: int
+    timeouts: int
     undecided: int
     compared: int | None
     contradictions: tuple[str, ...]
@@ -44,7 +48,7 @@ class Summary:
     @property
     def solved(self) -> int:
         """How many are decided."""
-        return self.verified + self.falsified
+        return self.verified + self.floating + self.falsified
 
 
 def summarise(rows: Sequence[Row], published: Verdicts | None) -> Summary:
@@ -55,14 +59,17 @@ def summarise(rows: Sequence[Row], published: Verdicts | None) -> Summary:
         published: verdicts by names of network and property; None where there are none.
     """
     results = [row.result for row in rows]
-    verified, falsified = results.count("unsat"), results.count("sat")
+    unsat, falsified, timeouts = (results.count(one) for one in ("unsat", "sat", "timeout"))
+    verified = sum(row.result == "unsat" and row.proof == "checked" for row in rows)
     pairs = [(row, (published or {}).get(_key(row.onnx, row.vnnlib))) for row in rows if row.result in DECIDED]
     return Summary(
         rows[0].benchmark if rows else "",
         len(rows),
         verified,
+        unsat - verified,
         falsified,
-        len(rows) - verified - falsified,
+        timeouts,
+        len(rows) - unsat - falsified - timeouts,
         None if published is None else sum(verdict is not None for _, verdict in pairs),
         tuple(
             f"{Path(row.onnx).stem} {Path(row.vnnlib).stem} ({row.result} here, {verdict} published)"
@@ -89,14 +96,7 @@ def read_published(path: Path) -> Verdicts | None:
     """
     if not path.is_file():
         return None
-    try:
-        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
-        found = {
-            _key(one["onnx"], one["vnnlib"]): _majority([given[0] for given in one["results"].values()])
-            for one in entries
-        }
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
-        raise RobustkitError(f"{path} holds no published results ({error!r}); copy it again or remove it") from None
+    found = {key: _majority([verdict for verdict, _ in results.values()]) for key, results in _entries(path).items()}
     return {key: verdict for key, verdict in found.items() if verdict is not None}
 
 
@@ -114,15 +114,98 @@ def check_published(summary: Summary) -> None:
         )
 
 
-def table(summaries: Sequence[Summary]) -> str:
-    """Write summaries as lines of text."""
-    heads = ("benchmark", "instances", "solved", "verified", "falsified", "undecided", "compared", "contradict")
-    lines = ["".join(f"{head:<16}" if head == heads[0] else f"{head:>11}" for head in heads)]
+@dataclass(frozen=True)
+class Tool:
+    """What a tool of the competition came to.
+
+    Attributes:
+        name: of the tool.
+        instances: how many of the instances it was given.
+        verified: how many it found ``unsat``.
+        falsified: how many it found ``sat``.
+        against: how many of these verdicts contradict that of most tools.
+        slowest: seconds that the slowest of its verdicts took; 0 without any.
+    """
+
+    name: str
+    instances: int
+    verified: int
+    falsified: int
+    against: int
+    slowest: float
+
+    @property
+    def solved(self) -> int:
+        """How many it decided."""
+        return self.verified + self.falsified
+
+
+def read_tools(path: Path, rows: Sequence[Row]) -> list[Tool]:
+    """Count what published tools decided of the instances that have a result here, the best tool first.
+
+    Args:
+        path: see ``read_published``.
+        rows: results of one benchmark.
+
+    Returns:
+        The tools; none where the file is absent. Their verdicts count as they stand, contradicted ones too.
+
+    Raises:
+        RobustkitError: it is no such list.
+    """
+    wanted = {_key(row.onnx, row.vnnlib) for row in rows}
+    given: dict[str, list[tuple[str, float, bool]]] = {}
+    for key, results in _entries(path).items():
+        most = _majority([verdict for verdict, _ in results.values()])
+        for tool, (verdict, seconds) in results.items() if key in wanted else ():
+            given.setdefault(tool, []).append((verdict, seconds, verdict in DECIDED and most not in (None, verdict)))
+    return sorted((_tool(name, found) for name, found in given.items()), key=lambda one: (-one.solved, one.name))
+
+
+def _tool(name: str, found: Sequence[tuple[str, float, bool]]) -> Tool:
+    verdicts, against = [verdict for verdict, _, _ in found], sum(wrong for _, _, wrong in found)
+    slowest = max((seconds for verdict, seconds, _ in found if verdict in DECIDED), default=0.0)
+    return Tool(name, len(found), verdicts.count("unsat"), verdicts.count("sat"), against, slowest)
+
+
+def table(summaries: Sequence[Summary], tools: Sequence[Tool] = ()) -> str:
+    """Write summaries as lines of text, and below them what published tools came to at their own limits.
+
+    ``verified`` counts checked proofs only; a tool's are counted as it published them.
+    """
+    heads = ("benchmark", "instances", "solved", "verified", "float", "falsified", "timeout", "undecided", "compared")
+    lines = [_line(*heads, "contradict")]
     for one in summaries:
         compared = ("-", "-") if one.compared is None else (one.compared, len(one.contradictions))
-        numbers = (one.instances, one.solved, one.verified, one.falsified, one.undecided, *compared)
-        lines.append(f"{one.benchmark:<16}" + "".join(f"{number:>11}" for number in numbers))
+        numbers = (one.instances, one.solved, one.verified, one.floating, one.falsified, one.timeouts, one.undecided)
+        lines.append(_line(one.benchmark, *numbers, *compared))
+    if tools:
+        lines += ["", _line("published", "instances", "solved", "unsat", "sat", "against", "slowest s")]
+        lines += [
+            _line(one.name, one.instances, one.solved, one.verified, one.falsified, one.against, f"{one.slowest:.0f}")
+            for one in tools
+        ]
     return "\n".join(lines)
+
+
+def _line(name: str, *cells: object) -> str:
+    return f"{name:<18}" + "".join(f"{cell!s:>11}" for cell in cells)
+
+
+def _entries(path: Path) -> dict[tuple[str, str], dict[str, tuple[str, float]]]:
+    """Read of each instance what every tool said and how long it took; nothing where the file is absent."""
+    if not path.is_file():
+        return {}
+    try:
+        entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            _key(one["onnx"], one["vnnlib"]): {
+                tool: (str(given[0]), float(given[1])) for tool, given in one["results"].items()
+            }
+            for one in entries
+        }
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+        raise RobustkitError(f"{path} holds no published results ({error!r}); copy it again or remove it") from None
 
 
 def _majority(verdicts: Sequence[str]) -> str | None:

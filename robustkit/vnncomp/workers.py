@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
+from pathlib import Path
 from typing import Any
 
 from robustkit.errors import RobustkitError, SoundnessError
 from robustkit.models import read_onnx
-from robustkit.vnncomp.decision import Result, Solve, decide
+from robustkit.vnncomp.decision import Decision, Result, Solve, decide
 from robustkit.vnncomp.instances import ERROR, Instance
+from robustkit.vnncomp.recheck import save_certificates
 from robustkit.vnnlib import load_property
 
 GRACE = 10.0
@@ -33,8 +35,10 @@ class Done:
         result: a verdict of the competition, or ``error``.
         prepare_time: seconds that reading took.
         run_time: seconds that the verdict took.
-        note: why nothing is decided.
+        note: why nothing is decided, or why an ``unsat`` is proved in float32 only.
         counterexample: for ``sat``, in the competition's format.
+        proof: of ``unsat``, ``checked`` or ``float``.
+        check_time: seconds that checking the proof took.
     """
 
     result: str
@@ -42,13 +46,28 @@ class Done:
     run_time: float = 0.0
     note: str = ""
     counterexample: str = ""
+    proof: str = ""
+    check_time: float = 0.0
 
 
-def work_off(instances: Sequence[Instance], solve: Solve, jobs: int, threads: int) -> Iterator[tuple[Instance, Done]]:
+@dataclass(frozen=True)
+class Task:
+    """An instance, and where the certificates of its proof go.
+
+    Attributes:
+        instance: the instance.
+        certificate: a file ending in ``.npz``; of several boxes the others get a number. None to keep none.
+    """
+
+    instance: Instance
+    certificate: Path | None = None
+
+
+def work_off(tasks: Sequence[Task], solve: Solve, jobs: int, threads: int) -> Iterator[tuple[Instance, Done]]:
     """Decide instances in several processes.
 
     Args:
-        instances: in the order they are begun.
+        tasks: in the order they are begun.
         solve: a function that a new process can import.
         jobs: how many processes.
         threads: of each.
@@ -59,8 +78,8 @@ def work_off(instances: Sequence[Instance], solve: Solve, jobs: int, threads: in
     Raises:
         SoundnessError: a proof is contradicted; the others are ended.
     """
-    waiting = list(reversed(instances))
-    workers = [_Worker(solve, threads) for _ in range(min(jobs, len(instances)))]
+    waiting = list(reversed(tasks))
+    workers = [_Worker(solve, threads) for _ in range(min(jobs, len(tasks)))]
     try:
         while waiting or any(one.instance for one in workers):
             for one in workers:
@@ -85,7 +104,7 @@ class _Worker:
     process: SpawnProcess | None = None
     pipe: Connection[Any, Any] = field(init=False)
 
-    def begin(self, instance: Instance) -> None:
+    def begin(self, task: Task) -> None:
         """Hand over an instance, to a new process where there is none."""
         if self.process is None:
             context = multiprocessing.get_context("spawn")
@@ -93,9 +112,9 @@ class _Worker:
             self.process = context.Process(target=_serve, args=(theirs, self.solve, self.threads), daemon=True)
             self.process.start()
             theirs.close()
-        self.instance, self.ends = instance, time.monotonic() + LOADING
+        self.instance, self.ends = task.instance, time.monotonic() + LOADING
         with contextlib.suppress(OSError):  # it has died meanwhile; the poll says so
-            self.pipe.send(instance)
+            self.pipe.send(task)
 
     def poll(self) -> tuple[Instance, Done] | None:
         """Give what the process has found, or what has become of it."""
@@ -143,7 +162,8 @@ def _serve(pipe: Connection[Any, Any], solve: Solve, threads: int) -> None:
             pipe.send(_decided(pipe.recv(), solve, pipe))
 
 
-def _decided(instance: Instance, solve: Solve, pipe: Connection[Any, Any]) -> Done | SoundnessError:
+def _decided(task: Task, solve: Solve, pipe: Connection[Any, Any]) -> Done | SoundnessError:
+    instance = task.instance
     began = time.perf_counter()
     ready = began
     try:
@@ -153,14 +173,25 @@ def _decided(instance: Instance, solve: Solve, pipe: Connection[Any, Any]) -> Do
         pipe.send(READY)
         ready = time.perf_counter()
         decision = decide(network, asked, instance.timeout, solve)
+        seconds = time.perf_counter() - ready
+        if decision.recheck and task.certificate:
+            save_certificates(task.certificate, decision.recheck.certificates)
     except SoundnessError as error:
         return error
     except RobustkitError as error:
         return Done(Result.UNKNOWN, ready - began, time.perf_counter() - ready, str(error))
     except Exception as error:  # one instance must not cost the others
         return Done(ERROR, ready - began, time.perf_counter() - ready, f"{type(error).__name__}: {error}")
-    seconds = time.perf_counter() - ready
-    if seconds > instance.timeout:
-        return Done(Result.TIMEOUT, ready - began, seconds, f"{decision.verdict} came too late")
+    return _done(decision, ready - began, seconds, instance.timeout)
+
+
+def _done(decision: Decision, prepared: float, seconds: float, timeout: float) -> Done:
+    """Write a decision down; a check that ran past the limit has not counted, and neither does its overrun."""
+    found = decision.recheck
+    if (decision.seconds if found else seconds) > timeout:
+        return Done(Result.TIMEOUT, prepared, seconds, f"{decision.verdict} came too late")
+    if found:
+        proof, note = ("checked", "") if decision.checked else ("float", f"(float): {found.reason}")
+        return Done(decision.verdict, prepared, min(seconds, timeout), note, proof=proof, check_time=found.seconds)
     text = decision.counterexample.text() if decision.counterexample else ""
-    return Done(decision.verdict, ready - began, seconds, decision.reason, text)
+    return Done(decision.verdict, prepared, seconds, decision.reason, text)
