@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -190,7 +191,10 @@ def attack(**typed: Any) -> None:
 @subject_options
 @click.option("--onnx", metavar="FILE", help="A network to decide --vnnlib for, .onnx or .onnx.gz.")
 @click.option("--vnnlib", metavar="FILE", help="A property in VNN-LIB 1.0, .vnnlib or .vnnlib.gz.")
-@click.option("--timeout", type=float, help="Seconds for --vnnlib.  [default: 300]")
+@click.option("--timeout", type=float, help="Seconds for a sample.  [default: 10; complete 60; --vnnlib 300]")
+@click.option("--total", type=float, help="Seconds of branch and bound for all samples.  [default: 300; complete: any]")
+@click.option("--jobs", type=int, help="Samples that branch and bound works on at a time.  [default: 1]")
+@click.option("--certificates", metavar="DIR", help="Keep the proofs of branch and bound for `robustkit check`.")
 @click.option("--certificate", metavar="FILE", help="Where a proof of --vnnlib goes, ending in .npz.")
 @data_options
 @compute_options
@@ -198,17 +202,20 @@ def attack(**typed: Any) -> None:
 def verify(**typed: Any) -> None:
     """Certify a network; what is proved is its verified robust accuracy (VRA).
 
-    Methods: ibp, crown-ibp, symbolic, crown, alpha-crown, or cascade (the default), which attacks first and then tries
-    each bound on what is left. Only what the float64 checker confirms counts; VRA (float) is what it does not.
+    Methods: cascade (the default), which attacks, then tries ever dearer bounds on what is left, and then branch and
+    bound for a while; complete, the same with more time; or one bound: ibp, crown-ibp, symbolic, crown, alpha-crown.
+    Only what the float64 checker confirms counts; VRA (float) is what it does not.
 
     With --onnx and --vnnlib it decides one property instead, and prints sat with a counterexample, unsat, unknown or
     timeout; with unsat, whether the independent checker has accepted the proof within the time.
     """
-    instance = {name: typed.pop(name) for name in ("onnx", "vnnlib", "timeout", "certificate")}
+    instance = {name: typed.pop(name) for name in ("onnx", "vnnlib", "certificate")}
     if any(one is not None for one in instance.values()):
-        _decide(instance, typed)
-    else:
-        _evaluate(typed, ["verify"])
+        _decide({**instance, "timeout": typed.pop("timeout")}, typed)
+        return
+    limits = _given(**{name: typed.pop(name) for name in ("timeout", "total", "certificates")})
+    searching = dict.fromkeys(("cascade", "complete"), limits) if limits else None
+    _evaluate(typed, ["verify"], _given(jobs=typed.pop("jobs"), options=searching))
 
 
 @cli.command()
@@ -410,12 +417,13 @@ def _print_page(page: Page) -> None:
         click.echo(f"\n{text}\n{click.wrap_text(option.meaning, PAGE_WIDTH, '    ', '    ')}")
 
 
-def _evaluate(typed: dict[str, Any], kinds: list[str]) -> None:
+def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
     from robustkit.evaluation import evaluate as work
     from robustkit.terminal import Terminal
 
     methods = [name for one in typed["methods"] for name in one.split(",")]
-    wanted = _given(eps=typed["eps"], n=typed["n"], batch_size=typed["batch_size"], methods=methods or None)
+    named = _given(eps=typed["eps"], n=typed["n"], batch_size=typed["batch_size"], methods=methods or None)
+    wanted = {**named, **settings}
     network = _network(typed, dict.fromkeys(kinds, wanted))
     tables = {kind: work(network, kind, getattr(network.config, kind), Terminal()) for kind in kinds}  # type: ignore[arg-type]
     figures = _figures(network, tables)
@@ -524,7 +532,7 @@ def _figures(network: Network, tables: dict[str, pd.DataFrame]) -> dict[str, Any
         "n": int(rows["n"].min()),
         "eps": float(rows["eps"].max()),
         "clean": float(rows["clean"].min()),
-        "era": float(1.0 - broken.mean()) if broke else None,
+        "era": float((~broken).mean()) if broke else None,
         "vra": float(best["robust"].iloc[0]) if len(best) else None,
         "vra_float": float(best["float"].iloc[0]) if len(best) else None,
         "seconds": float(rows["seconds"].sum()),

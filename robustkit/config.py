@@ -160,6 +160,7 @@ class EvaluationConfig:
         eps: radii, in pixel units; empty for the radius it was trained for.
         n: evaluate the first so many test samples; all where it is not given.
         batch_size: samples worked on together.
+        jobs: processes that verify single samples by branch and bound.
         options: hyper-parameters, by the method's name.
     """
 
@@ -167,11 +168,13 @@ class EvaluationConfig:
     eps: tuple[float, ...] = ()
     n: int | None = None
     batch_size: int = 250
+    jobs: int = 1
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check(self.n is None or self.n >= 1, "n", "at least 1", self.n)
         _check(self.batch_size >= 1, "batch_size", "at least 1", self.batch_size)
+        _check(self.jobs >= 1, "jobs", "at least 1", self.jobs)
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,10 @@ def _worker(
     def tell(text: str) -> None:
         reporter.advance(0, text)
 
-    return lambda split: verify_batches(verifier, model, split, ball, subject, size, tell=tell), repr(verifier)
+    def verify(split: Split) -> Iterator[tuple[pd.DataFrame, Tensor]]:
+        return verify_batches(verifier, model, split, ball, subject, size, jobs=settings.jobs, tell=tell)
+
+    return verify, repr(verifier)
 
 
 @dataclass

@@ -18,7 +18,14 @@ from robustkit.margins import correct, fold
 from robustkit.results import COLUMNS, Subject
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
-from robustkit.verifiers import VERIFIERS, BoundVerifier, Cascade, Outcome, make_verifier, verify_batches
+from robustkit.verifiers import (
+    VERIFIERS,
+    BoundVerifier,
+    Cascade,
+    Outcome,
+    make_verifier,
+    verify_batches,
+)
 
 PROVED = (Verdict.VERIFIED, Verdict.VERIFIED_FLOAT)
 SUBJECT = Subject("run", "code", "ibp", 0.1, "toy", 0)
@@ -384,6 +391,15 @@ def test_rows_say_all_that_is_known() -> None:
     assert points.shape == data.x.shape
     assert (rows["verdict"].isin(PROVED) == (rows["margin"] > 0)).all()
     assert (rows["verdict"] == "verified").any()
+
+
+def test_no_time_for_all_samples_leaves_the_last_ones_unknown() -> None:
+    model = balanced("conv")
+    verifier = Cascade(bounds=(BoundMethod.IBP,), total=1e-9)
+    rows = pd.concat([one[0] for one in verify_batches(verifier, model, split(model, 12), LinfBall(0.05), SUBJECT)])
+    late = rows[rows["reason"].str.contains("the 1e-09 s for all samples were over before its turn")]
+    assert len(late) > 0
+    assert set(late["verdict"]) == {"unknown"}
 
 
 def test_no_samples_give_no_rows() -> None:

@@ -14,6 +14,7 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
+from robustkit import workers
 from robustkit.cli import cli
 from robustkit.errors import RobustkitError, SoundnessError, UsageError
 from robustkit.models import OnnxNetwork, export_onnx, read_onnx
@@ -36,7 +37,6 @@ from robustkit.vnncomp import (
     run_benchmark,
     solve,
     summarise,
-    workers,
 )
 from robustkit.vnncomp.instances import write_results
 from robustkit.vnncomp.published import Tool, read_published, read_tools, table
@@ -447,7 +447,7 @@ def test_the_command_line_decides_one_instance(folder: Path) -> None:
         ([*files, str(folder / "vnnlib/safe.vnnlib"), "--seed", "0"], 2, "got onnx, vnnlib, seed"),
         ([*files, safe, "--certificate", "safe.txt"], 2, "expected --certificate ending in .npz, got safe.txt"),
         (files[:2], 2, "expected --onnx and --vnnlib together"),
-        (["--timeout", "3"], 2, "expected --onnx and --vnnlib together"),
+        (["--certificate", "a.npz"], 2, "expected --onnx and --vnnlib together"),
         ([*files, str(folder / "none.vnnlib")], 1, "expected a file at"),
     ):
         done = run(cli, ["verify", *wrong])

@@ -204,11 +204,13 @@ class Prepared:
     Attributes:
         screen: the stages that work on a whole batch.
         finish: the stage that goes on with each sample left; None where there is none.
+        timeout: seconds that it searches for one sample.
         total: seconds for all of them; samples whose turn does not come stay unknown.
     """
 
     screen: Screen
     finish: Finish | None = None
+    timeout: float = math.inf
     total: float = math.inf
 
     def __call__(self, x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:

@@ -105,7 +105,7 @@ class Cascade:
             outcome.verdicts()
             return outcome
 
-        return Prepared(checking(model, screen), finish, self.total)
+        return Prepared(checking(model, screen), finish, self.timeout, self.total)
 
     def _finish(self, replay: Replay, example: Tensor, refused: dict[str, str]) -> BranchAndBound | None:
         """Prepare branch and bound, or note why it is left out."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 import torch
@@ -15,6 +17,10 @@ from robustkit.data import Split
 from robustkit.results import Subject, evaluation_table
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Prepared, Tell, Verifier
+from robustkit.workers import Lost, work_off
+
+CHECKING = 60.0
+"""Seconds that a process may take beyond twice the limit of a sample, for its check, before it is ended."""
 
 
 def verify_batches(
@@ -25,6 +31,7 @@ def verify_batches(
     subject: Subject,
     batch_size: int = 250,
     *,
+    jobs: int = 1,
     tell: Tell = lambda _: None,
 ) -> Iterator[tuple[pd.DataFrame, Tensor]]:
     """Verify samples; the caller counts, keeps, and may stop after any rows.
@@ -36,6 +43,7 @@ def verify_batches(
         ball: the ball around each.
         subject: which network, on what: the part of a row that all share.
         batch_size: samples verified together.
+        jobs: processes that go on with single samples.
         tell: is told how far the work on a single sample has come.
 
     Yields:
@@ -66,8 +74,16 @@ def verify_batches(
         settled = [row for row in range(len(part)) if row not in set(left)]
         if settled:
             yield table.of(outcome.take(settled), _rows(part, settled))
-    for one in _finished(prepared, model, waiting, ball, tell):
-        yield table.of(one.outcome, one.sample)
+    finisher = _Finisher(verifier, model, ball, prepared)
+    waiting.sort(key=lambda one: -one.promise)
+    if jobs == 1 or len(waiting) < 2:
+        done: Iterator[tuple[_Waiting, Outcome | Lost]] = ((one, finisher(one, lambda: None, tell)) for one in waiting)
+    else:
+        done = work_off(waiting, finisher, jobs=jobs, limit=lambda _: 2.0 * prepared.timeout + CHECKING, tell=tell)
+    for one, found in done:
+        if isinstance(found, Lost):
+            one.outcome.give_up(0, found.reason)
+        yield table.of(one.outcome if isinstance(found, Lost) else found, one.sample)
 
 
 @dataclass(frozen=True)
@@ -81,23 +97,32 @@ class _Waiting:
     def promise(self) -> float:
         """The greatest lower bound of its worst margin; minus infinity where there is none."""
         margin = float(self.outcome.margin[0])
-        return margin if margin == margin else -torch.inf
+        return -math.inf if math.isnan(margin) else margin
 
 
-def _finished(
-    prepared: Prepared, model: nn.Module, waiting: Sequence[_Waiting], ball: LinfBall, tell: Tell
-) -> Iterator[_Waiting]:
-    """Go on with what is left, the likeliest proofs first."""
-    until = time.monotonic() + prepared.total
-    for one in sorted(waiting, key=lambda one: -one.promise):
-        number = int(one.sample.index[0])
+class _Finisher:
+    """Goes on with what is left, in this process or in another."""
 
-        def told(text: str, number: int = number) -> None:
+    def __init__(self, verifier: Verifier, model: nn.Module, ball: LinfBall, prepared: Prepared) -> None:
+        self.verifier, self.model, self.ball, self.until = verifier, model, ball, time.monotonic() + prepared.total
+        self.prepared: Prepared | None = prepared
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "prepared": None}  # every process prepares for itself
+
+    def __call__(self, one: _Waiting, begin: Callable[[], None], tell: Tell) -> Outcome:
+        """Go on with a sample."""
+        sample, outcome = one.sample, one.outcome
+        number = int(sample.index[0])
+
+        def told(text: str) -> None:
             tell(f"sample {number}: {text}")
 
-        with evaluating(model):
-            prepared.go_on(one.outcome, one.sample.x, one.sample.y, ball, number, until=until, tell=told)
-        yield one
+        with evaluating(self.model):
+            self.prepared = self.prepared or self.verifier.prepare(self.model, sample.x)
+            begin()
+            self.prepared.go_on(outcome, sample.x, sample.y, self.ball, number, until=self.until, tell=told)
+        return outcome
 
 
 def _rows(split: Split, rows: Sequence[int]) -> Split:

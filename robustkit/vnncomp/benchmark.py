@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +10,10 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.files import replacing
 from robustkit.progress import Reporter, working
 from robustkit.vnncomp.complete import solve as complete
+from robustkit.vnncomp.deciding import Decider, Task, done_of
 from robustkit.vnncomp.decision import Solve
 from robustkit.vnncomp.instances import ERROR, Instance, Row, read_results, write_results
-from robustkit.vnncomp.workers import Task, work_off
+from robustkit.workers import work_off
 
 COUNTEREXAMPLES = "counterexamples"
 
@@ -56,11 +56,11 @@ def run_benchmark(
         raise RobustkitError(f"expected results of these instances in {out}, got one of {got}; choose another --out")
     left = [one for one in instances if _unfinished(rows.get((one.onnx, one.vnnlib)))]
     names = _names(instances)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
     label = f"deciding {instances[0].folder.name}" if instances else "deciding nothing"
     with working(reporter, label, len(instances), len(instances) - len(left)):
         tasks = [Task(one, certificates and certificates / f"{names[one.onnx, one.vnnlib]}.npz") for one in left]
-        for one, done in work_off(tasks, solve, jobs, threads):
+        for task, found in work_off(tasks, Decider(solve), jobs=jobs, limit=lambda task: task.instance.timeout):
+            one, done = task.instance, done_of(task, found)
             if done.counterexample:
                 with replacing(out.parent / COUNTEREXAMPLES / f"{names[one.onnx, one.vnnlib]}.counterexample") as file:
                     file.write(done.counterexample)
