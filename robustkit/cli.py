@@ -190,7 +190,7 @@ def attack(**typed: Any) -> None:
 @evaluation_options
 @subject_options
 @click.option("--onnx", metavar="FILE", help="A network to decide --vnnlib for, .onnx or .onnx.gz.")
-@click.option("--vnnlib", metavar="FILE", help="A property in VNN-LIB 1.0, .vnnlib or .vnnlib.gz.")
+@click.option("--vnnlib", metavar="FILE", help="A property in VNN-LIB, .vnnlib or .vnnlib.gz.")
 @click.option("--timeout", type=float, help="Seconds for a sample.  [default: 10; complete 60; --vnnlib 300]")
 @click.option("--total", type=float, help="Seconds of branch and bound for all samples.  [default: 300; complete: any]")
 @click.option("--jobs", type=int, help="Samples that branch and bound works on at a time.  [default: 1]")

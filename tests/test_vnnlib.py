@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -149,8 +150,6 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         ("(assert (or (<= Y_0 1) (and (<= X_1 -2) (<= Y_0 0))))", "line 6, column 29: .* not empty"),
         ("", "line 1, column 1: expected a constraint on the outputs, got none"),
         ("(assert (or (<= X_0 0.5) (and (<= X_0 1) (<= Y_0 0))))", "expected a constraint on the outputs"),
-        ("(vnnlib-version <2.0>)", "line 6, column 1: expected VNN-LIB 1.0, got version 2.0"),
-        ("(declare-network N (declare-input X Real [1]))", "expected VNN-LIB 1.0, got version 2.0"),
     ],
 )
 def test_mistakes_are_refused_where_they_stand(text: str, message: str) -> None:
@@ -234,3 +233,68 @@ def test_the_competitions_files_are_read(shared: Path) -> None:
 def test_all_of_the_competitions_files_are_read(shared: Path) -> None:
     for file in sorted([*shared.glob("vnncomp/*/vnnlib/*.vnnlib*"), *shared.glob("vnncomp/*/*.vnnlib")]):
         assert load_property(file).queries
+
+
+SECOND = """; a comment (declare-const
+(vnnlib-version <2.0>)
+(declare-network N
+  (declare-input A float32 [1,2])
+  (declare-output B float32 [1,2]))
+(assert (and (<= A[0,0] 1.0) (>= A[0,0] -0.1)))
+(assert (<= A[0,1] 0.1))
+(assert (> A[0,1] -1.0))
+(assert (or (<= (+ (* 2.0 B[0,0]) (- 3.0)) B[0,1]) (>= B[0,1] 0.5)))
+"""
+FIRST = """(declare-const X_0 Real)(declare-const X_1 Real)(declare-const Y_0 Real)(declare-const Y_1 Real)
+(assert (and (<= X_0 1.0) (>= X_0 -0.1)))
+(assert (<= X_1 0.1))
+(assert (>= X_1 -1.0))
+(assert (or (<= (+ (* 2.0 Y_0) (- 3.0)) Y_1) (>= Y_1 0.5)))
+"""
+
+
+def test_version_2_says_what_version_1_does() -> None:
+    pytest.importorskip("vnnlib")
+    (second,), (first,) = parse_property(SECOND).queries, parse_property(FIRST).queries
+    for name in ("lower", "upper"):
+        assert np.array_equal(getattr(second, name), getattr(first, name))
+    assert second.lower[0] < -0.1 or second.lower[0] == -0.1, "rounded outwards, from the number as it was written"
+    for mine, theirs in zip(second.unsafe, first.unsafe, strict=True):
+        assert np.array_equal(mine.rows, theirs.rows)
+        assert np.array_equal(mine.offsets, theirs.offsets)
+
+
+def test_indices_of_version_2_count_the_last_one_fastest() -> None:
+    pytest.importorskip("vnnlib")
+    bounds = "".join(
+        f"(assert (and (>= A[{i},{j},{k}] {i}{j}{k}.0) (<= A[{i},{j},{k}] 999.0)))"
+        for i in range(2)
+        for j in range(1)
+        for k in range(3)
+    )
+    text = "(vnnlib-version <2.0>)(declare-network N (declare-input A float32 [2,1,3]) (declare-output B float32 [1]))"
+    (query,) = parse_property(f"{text}{bounds}(assert (== B[0] 0.5))").queries
+    assert query.lower.tolist() == [0.0, 1.0, 2.0, 100.0, 101.0, 102.0]
+    assert query.unsafe[0].rows.tolist() in ([[1.0], [-1.0]], [[-1.0], [1.0]])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("B[0,1] 0.5", "B[0,9] 0.5", "line 9: .* Index 9 is out of bounds"),
+        ("(>= B[0,1] 0.5)", "(!= B[0,1] 0.5)", "expected and, or, and comparisons of terms, got NotEqual"),
+        ("(assert (<= A[0,1] 0.1))", "", "rewritten in version 1.0, line .*: expected an upper bound of X_1"),
+        ("(assert (<= A[0,1] 0.1))", "(assert", "syntax error at line 8"),
+        ("B float32 [1,2])", "B float32 [1,2]) (declare-output C float32 [1])", "expected a network of one input and"),
+    ],
+)
+def test_mistakes_in_version_2_are_told(old: str, new: str, message: str) -> None:
+    pytest.importorskip("vnnlib")
+    with pytest.raises(RobustkitError, match=message):
+        parse_property(SECOND.replace(old, new))
+
+
+def test_version_2_without_its_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vnnlib", None)
+    with pytest.raises(RobustkitError, match=r"expected the package vnnlib for the property, .*`uv pip install vnnlib`"):
+        parse_property(SECOND)

@@ -16,13 +16,14 @@ from robustkit.files import read_maybe_gzipped
 from robustkit.vnnlib.queries import Array, Disjunct, Property, Query
 from robustkit.vnnlib.terms import Constraint, Linear, alternatives
 from robustkit.vnnlib.text import Atom, Form, Group, Text, read_forms
+from robustkit.vnnlib.version2 import is_version_2, rewrite
 
 VARIABLE = re.compile(r"([XY])_(0|[1-9][0-9]{0,8})")
 MOST_ALTERNATIVES = 10_000
 
 
 def load_property(path: str | Path) -> Property:
-    """Read a VNN-LIB 1.0 file, plain or gzipped.
+    """Read a VNN-LIB file, plain or gzipped.
 
     Args:
         path: the file; ``.gz`` files are unpacked.
@@ -44,7 +45,7 @@ def parse_property(content: str, name: str = "the property") -> Property:
     Constants ``X_i`` (inputs) and ``Y_i`` (outputs) of type Real; ``assert`` of ``<=`` and ``>=`` between linear terms
     (``+``, ``-``, ``*`` and numbers), joined by ``and`` and ``or`` to any depth. Inputs are held by bounds alone, each
     from both sides; outputs by any linear constraints. Numbers are read exactly and rounded outwards to float64: no box
-    and no unsafe set becomes smaller than written.
+    and no unsafe set becomes smaller than written. Version 2.0 is rewritten first (``version2``).
 
     Args:
         content: the text.
@@ -54,9 +55,11 @@ def parse_property(content: str, name: str = "the property") -> Property:
         The property.
 
     Raises:
-        RobustkitError: with line and column: unbalanced parentheses, another version or command, an unknown or missing
+        RobustkitError: with line and column: unbalanced parentheses, another command, an unknown or missing
             constant, a constraint of another kind, an input without a bound, an empty box, no constraint on outputs.
     """
+    if is_version_2(content):
+        content, name = rewrite(content, name), f"{name}, rewritten in version 1.0"
     text = Text(content, name)
     reader = _Reader(text)
     for form in read_forms(text):
@@ -83,10 +86,6 @@ class _Reader:
                 self.common += found[0]
             else:
                 self.choices.append(found)
-        elif form.head in ("vnnlib-version", "declare-network"):
-            version = " ".join(one.text for one in form.items[1:] if isinstance(one, Atom)).strip("<>")
-            which = version if form.head == "vnnlib-version" and version else "2.0"
-            raise self.text.error(form.at, f"expected VNN-LIB 1.0, got version {which}; write it in version 1.0")
         else:
             got = "assert of other than one formula" if form.head == "assert" else _shown(form)
             raise self.text.error(form.at, f"expected (declare-const NAME Real) or (assert FORMULA), got {got}")
