@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from robustkit.attacks import PGD
 from robustkit.bounds import BoundedNetwork, BoundMethod
-from robustkit.bounds.branches import Branches, SplitNetwork
+from robustkit.bounds.branches import Branches
 from robustkit.bounds.graph import trace
+from robustkit.bounds.split_network import SplitNetwork
 from robustkit.errors import UnsupportedLayerError, UsageError
 from robustkit.margins import logit_margins, margin_specification, worst_margin
 from robustkit.models import load_weights, make_model

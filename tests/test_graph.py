@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustkit.bounds.branches import SplitNetwork
 from robustkit.bounds.graph import Activation, Sum, trace
+from robustkit.bounds.split_network import SplitNetwork
 from robustkit.errors import UnsupportedLayerError
 from robustkit.models.affine import Elementwise
 from robustkit.models.architectures import Normalize

@@ -10,7 +10,7 @@ import robustkit
 ROOT = Path(robustkit.__file__).resolve().parent
 LAYERS: list[set[str]] = [
     {"errors", "threat", "margins", "verdict", "results", "files", "progress", "config", "data", "models", "bounds"}
-    | {"vnnlib"},
+    | {"vnnlib", "workers"},
     {"attacks"},
     {"training", "verifiers", "reports"},
     {"runs", "networks", "evaluation", "experiment", "variations", "pipeline", "summary", "catalogue"}
@@ -27,6 +27,7 @@ ALLOWED = {
     "onnx": {"models/onnx.py"},
     "onnx2torch": {"models/conversion.py"},
     "onnxruntime": {"models/onnx.py"},
+    "vnnlib": {"vnnlib/version2.py"},
 }
 
 

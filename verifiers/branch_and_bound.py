@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustkit.bounds.branches import SplitNetwork
 from robustkit.bounds.graph import Graph
+from robustkit.bounds.split_network import SplitNetwork
 from robustkit.margins import margin_specification
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome

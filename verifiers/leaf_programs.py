@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from scipy.optimize import linprog
 
-from robustkit.bounds.branches import Branches, SplitNetwork
+from robustkit.bounds.branches import Branches
+from robustkit.bounds.split_network import SplitNetwork
 from robustkit.verifiers.claims import Array
 
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustkit.bounds.branches import Branches, SplitNetwork
+from robustkit.bounds.branches import Branches
+from robustkit.bounds.split_network import SplitNetwork
 from robustkit.verifiers.base import Tell
 from robustkit.verifiers.leaf_programs import solve_leaf
 from robustkit.verifiers.search_proof import Proof

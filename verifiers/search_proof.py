@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustkit.bounds.branches import Branches, SplitNetwork
+from robustkit.bounds.branches import Branches
+from robustkit.bounds.split_network import SplitNetwork
 from robustkit.verifiers.certificate import HiddenSlopes, Split, Tree
 from robustkit.verifiers.claims import Array
 

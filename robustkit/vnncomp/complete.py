@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from robustkit.bounds.branches import SplitNetwork
 from robustkit.bounds.chain import Statistics, chain_of
 from robustkit.bounds.graph import Graph, trace
 from robustkit.bounds.layers import check_box, check_weights
+from robustkit.bounds.split_network import SplitNetwork
 from robustkit.bounds.symbolic import Backward, Relaxation, carries
 from robustkit.errors import UnsupportedLayerError
 from robustkit.verifiers.branch_and_bound import ROOT_SHARE, TIGHTEN
