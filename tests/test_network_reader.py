@@ -25,6 +25,8 @@ TRUSTED = (
     "sound_bounds",
     "exact_network",
     "network_reader",
+    "layer_rules",
+    "forward_code",
     "certificate",
     "certificate_file",
 )

@@ -5,7 +5,8 @@ makes sure that the leaves cover the box, and bounds the row of every leaf with 
 given, each of which is sound whatever it is; rounding is accounted for (``sound_bounds``). It shares no code with the
 bounds that searches use, and it needs no gradients. What remains to be trusted is this file, ``proof_tree``,
 ``leaves``, ``ball_margins``, ``sound_bounds``, ``activation_lines``, ``rounding``, ``exact_network``,
-``network_reader`` and the claim's own form in ``claims``; Python; and float64 arithmetic that rounds to nearest in
+``network_reader``, ``layer_rules``, ``forward_code`` and the claim's own form in ``claims``; Python, and ``torch.fx``
+where a network has a ``forward`` of its own; and float64 arithmetic that rounds to nearest in
 numpy and torch on a CPU, where convolutions of float64 are matrix products.
 
 What is proved is about the network in real arithmetic with the parameters as they are stored; a float32 execution of it
