@@ -27,6 +27,7 @@ TRUSTED = (
     "network_reader",
     "layer_rules",
     "forward_code",
+    "execution_error",
     "certificate",
     "certificate_file",
 )

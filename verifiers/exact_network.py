@@ -10,11 +10,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from torch import Tensor
 from torch.nn import functional
 
 Shape = tuple[int, ...]
+
+
+class Semantics(StrEnum):
+    """Which outputs of a network a proof is about, of the parameters as they are stored.
+
+    ``REAL``: those in real arithmetic, at every real point. ``FLOAT32``: those of an execution in float32, at every
+    float32 point; what that allows for is described in ``execution_error``.
+    """
+
+    REAL = "real"
+    FLOAT32 = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,10 +142,12 @@ class ExactNetwork:
     Attributes:
         steps: the operations.
         shapes: of every value, without the batch.
+        semantics: which outputs are to be proved right. Bounds of values are those of real arithmetic all the same.
     """
 
     steps: list[Step] = field(default_factory=list)
     shapes: list[Shape] = field(default_factory=list)
+    semantics: Semantics = Semantics.REAL
 
     def add(
         self, operation: Dense | Activation | Sum, inputs: tuple[int, ...], shape: Shape, *, in_place: bool = False

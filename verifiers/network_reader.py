@@ -20,7 +20,8 @@ from torch.nn.modules import module as torch_modules
 
 from robustkit.errors import UnsupportedLayerError
 from robustkit.models.named import Residual
-from robustkit.verifiers.exact_network import ExactNetwork, Shape, Sum
+from robustkit.verifiers.exact_network import ExactNetwork, Semantics, Shape, Sum
+from robustkit.verifiers.execution_error import execution_errors, expect_float32
 from robustkit.verifiers.forward_code import follow
 from robustkit.verifiers.layer_rules import READERS, read_layer, refused
 from robustkit.verifiers.sound_bounds import intervals
@@ -31,7 +32,7 @@ POINTS = 8
 UNSEEN = "what they do cannot be checked"
 
 
-def read_network(model: nn.Module, shape: Shape) -> ExactNetwork:
+def read_network(model: nn.Module, shape: Shape, semantics: Semantics = Semantics.REAL) -> ExactNetwork:
     """Read a network in eval mode.
 
     Args:
@@ -40,17 +41,21 @@ def read_network(model: nn.Module, shape: Shape) -> ExactNetwork:
             ``Sequential``, and of modules with a ``forward`` of their own that calls such layers and does what
             ``forward_code`` has rules for.
         shape: of a sample, without the batch.
+        semantics: which of its outputs are to be proved right.
 
     Returns:
         Its operations, on the CPU.
 
     Raises:
         UnsupportedLayerError: any other layer or operation, or one with settings that are not carried; it is named.
-            Also hooks, code that changes the module, and code that computes something else than was read.
+            Also hooks, code that changes the module, and code that computes something else than was read; and numbers
+            that are not for float32 where its executions are to be proved right.
     """
     if any((torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks)):
         raise UnsupportedLayerError(f"expected no hooks for all modules, got some: {UNSEEN}")
-    network = ExactNetwork(shapes=[tuple(shape)])
+    network = ExactNetwork(shapes=[tuple(shape)], semantics=Semantics(semantics))
+    if network.semantics == Semantics.FLOAT32:
+        expect_float32(model)
     last = _read(network, model, 0, "the model")
     late = network.overwritten()
     if late is not None:
@@ -94,27 +99,36 @@ def _hold_against(network: ExactNetwork, model: nn.Module) -> None:
     """Refuse operations that do not give what the module gives, up to the rounding of both.
 
     Each output of the module, computed in float64, is off by less than the width of what encloses the exact one: the
-    enclosure allows more for every sum than the sum can be off by, and so widens at least as fast.
+    enclosure allows more for every sum than the sum can be off by, and so widens at least as fast. Where executions in
+    float32 are to be proved right, one of them must lie within what they are allowed to be off by, too.
     """
     draw = torch.Generator().manual_seed(0)
-    shape, kind = (POINTS // 2, *network.shapes[0]), torch.float64
-    x = torch.cat([torch.rand(shape, generator=draw, dtype=kind), torch.randn(shape, generator=draw, dtype=kind)])
+    shape = (POINTS // 2, *network.shapes[0])
+    x = torch.cat([torch.rand(shape, generator=draw), torch.randn(shape, generator=draw)])
+    region = intervals(network, x.flatten(1).double(), x.flatten(1).double())
+    low, high = region.lower[-1], region.upper[-1]
+    runs = [(copy.deepcopy(model).double(), x.double(), high - low)]
+    if network.semantics == Semantics.FLOAT32:
+        runs.append((copy.deepcopy(model), x, high - low + execution_errors(network, region)[-1]))
+    for twin, given, apart in runs:
+        y = _output(twin.cpu(), given)
+        if not isinstance(y, Tensor) or y.shape != (POINTS, *network.shapes[-1]):
+            raise refused("the model", model, f"outputs of another shape than {network.shapes[-1]}")
+        if not ((y.flatten(1) >= low - apart) & (y.flatten(1) <= high + apart)).all():
+            raise refused("the model", model, "its code computes something else than was read from it")
+
+
+def _output(twin: nn.Module, x: Tensor) -> object:
+    """Run a copy of a module, and refuse one that the run has changed."""
     try:
-        twin = copy.deepcopy(model).double().cpu()
         kept, before = copy.deepcopy(twin), _random_state()
-        y = twin(x.clone())
+        y: object = twin(x)
     except Exception as error:  # whatever a user's forward does
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise refused("the model", model, f"a copy of it in float64 fails: {why}") from None
+        raise refused("the model", twin, f"a copy of it fails: {why}") from None
     if not _same(twin, kept, set()) or not _same(before, _random_state(), set()):
-        raise refused("the model", model, "running it changes the module or draws random numbers")
-    region = intervals(network, x.flatten(1), x.flatten(1))
-    low, high = region.lower[-1], region.upper[-1]
-    if not isinstance(y, Tensor) or y.shape != (POINTS, *network.shapes[-1]):
-        raise refused("the model", model, f"outputs of another shape than {network.shapes[-1]}")
-    inside = (y.flatten(1) >= low - (high - low)) & (y.flatten(1) <= high + (high - low))
-    if not inside.all():
-        raise refused("the model", model, "its code computes something else than was read from it")
+        raise refused("the model", twin, "running it changes the module or draws random numbers")
+    return y
 
 
 def _random_state() -> tuple[Tensor, object]:
