@@ -223,6 +223,26 @@ def test_a_sum_of_two_values_is_rounded() -> None:
     assert found == pytest.approx(2 * UNIT, rel=1e-5), "two values of 1, each half a unit"
 
 
+class Paths(nn.Module):
+    """The sum of a path that loses ``TERMS * SMALL`` and one that is 0."""
+
+    def __init__(self, *, lossy_first: bool) -> None:
+        super().__init__()
+        self.lossy, self.nothing = linear([[1.0] * (TERMS + 1)]), linear([[0.0] * (TERMS + 1)])
+        self.lossy_first = lossy_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        one, other = self.lossy(x), self.nothing(x)
+        return one + other if self.lossy_first else other + one  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("lossy_first", [True, False])
+def test_a_sum_of_two_values_is_as_far_off_as_both(lossy_first: bool) -> None:
+    network = read_network(Paths(lossy_first=lossy_first).eval(), (TERMS + 1,), FLOAT32)
+    x = torch.tensor([[1.0] + [SMALL] * TERMS])
+    assert TERMS * SMALL <= errors_at(network, x)[-1].item() <= 1.1 * TERMS * SMALL
+
+
 def test_products_that_underflow_are_paid_for() -> None:
     model = nn.Sequential(linear([[2.0**-100]]), linear([[2.0**60]])).eval()
     x = torch.tensor([[2.0**-50]])
@@ -361,6 +381,9 @@ def test_values_too_great_for_float32_prove_nothing() -> None:
     model = nn.Sequential(*itertools.chain(*[(linear([[2.0**50]]), nn.ReLU()) for _ in range(2)])).eval()
     x = torch.ones(1, 1)
     assert errors_at(read_network(model, (1,), FLOAT32), x)[-1].item() == np.inf
+    for power, known in ((20.0, True), (32.0, False)):
+        less = nn.Sequential(linear([[2.0**power]]), linear([[2.0**power]])).eval()
+        assert np.isfinite(errors_at(read_network(less, (1,), FLOAT32), x)[-1].item()) == known
 
 
 def test_code_that_computes_in_shorter_numbers_is_caught_by_running_it() -> None:
