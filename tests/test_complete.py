@@ -224,7 +224,7 @@ def test_unchecked_proofs_are_told_apart() -> None:
 
 
 def test_a_refused_certificate_is_verified_in_float_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(branch_and_bound, "check", lambda *_: Checked(False, float("nan"), 1, 0.0, "not proved"))
+    monkeypatch.setattr(branch_and_bound, "check", lambda *_, **__: Checked(False, float("nan"), 1, 0.0, "not proved"))
     model, x = networks.make("mlp"), networks.inputs(1)
     with torch.no_grad():
         y = model(x).argmax(dim=1)
