@@ -116,6 +116,11 @@ subject_options = _options(
     click.option("--checkpoint", metavar="FILE", help="Weights trained elsewhere (.pth, .pt, .safetensors)."),
     click.option("--model", metavar="NAME", help="Architecture of --checkpoint, or package.module:factory."),
 )
+semantics_option = click.option(
+    "--semantics",
+    type=click.Choice(["real", "float32"]),
+    help="Prove outputs in real arithmetic, or of executions in float32.  [default: real]",
+)
 evaluation_options = _options(
     click.option("--method", "methods", multiple=True, metavar="NAME", help="May be repeated; commas work too."),
     click.option("--eps", type=Eps(), help="Radius, such as 0.3 or 8/255; several with commas."),
@@ -196,6 +201,7 @@ def attack(**typed: Any) -> None:
 @click.option("--jobs", type=int, help="Samples that branch and bound works on at a time.  [default: 1]")
 @click.option("--certificates", metavar="DIR", help="Keep the proofs of branch and bound for `robustkit check`.")
 @click.option("--certificate", metavar="FILE", help="Where a proof of --vnnlib goes, ending in .npz.")
+@semantics_option
 @data_options
 @compute_options
 @config_options
@@ -204,7 +210,8 @@ def verify(**typed: Any) -> None:
 
     Methods: cascade (the default), which attacks, then tries ever dearer bounds on what is left, and then branch and
     bound for a while; complete, the same with more time; or one bound: ibp, crown-ibp, symbolic, crown, alpha-crown.
-    Only what the float64 checker confirms counts; VRA (float) is what it does not.
+    Only what the float64 checker confirms counts; VRA (float) is what it does not. It is about real arithmetic, or with
+    --semantics float32 about every execution in float32.
 
     With --onnx and --vnnlib it decides one property instead, and prints sat with a counterexample, unsat, unknown or
     timeout; with unsat, whether the independent checker has accepted the proof within the time.
@@ -213,9 +220,13 @@ def verify(**typed: Any) -> None:
     if any(one is not None for one in instance.values()):
         _decide({**instance, "timeout": typed.pop("timeout")}, typed)
         return
+    from robustkit.verifiers import VERIFIERS
+
+    shared = _given(semantics=typed.pop("semantics"))
     limits = _given(**{name: typed.pop(name) for name in ("timeout", "total", "certificates")})
-    searching = dict.fromkeys(("cascade", "complete"), limits) if limits else None
-    _evaluate(typed, ["verify"], _given(jobs=typed.pop("jobs"), options=searching))
+    options = {name: {**shared, **(limits if name in ("cascade", "complete") else {})} for name in VERIFIERS}
+    given = {name: one for name, one in options.items() if one} or None
+    _evaluate(typed, ["verify"], _given(jobs=typed.pop("jobs"), options=given))
 
 
 @cli.command()
@@ -276,18 +287,22 @@ def evaluate(**typed: Any) -> None:
 @click.argument("certificate", type=click.Path(path_type=Path))
 @subject_options
 @click.option("--onnx", metavar="FILE", help="The network, .onnx or .onnx.gz, instead of a run or checkpoint.")
+@semantics_option
 @data_options
 @compute_options
 @config_options
-def check(certificate: Path, onnx: str | None, **typed: Any) -> None:
+def check(certificate: Path, onnx: str | None, semantics: str | None, **typed: Any) -> None:
     """Check again, independently of what found it, that a CERTIFICATE proves its claim of a network.
 
     Bounds are computed anew in float64, on the CPU, with every rounding error accounted for. Exit code 1 where the
-    claim is not proved.
+    claim is not proved. A certificate is of no one semantics: it may prove its claim in real arithmetic and not, for
+    want of margin, of executions in float32.
     """
     from robustkit.verifiers.checker import check_file
+    from robustkit.verifiers.exact_network import Semantics
 
-    found = check_file(certificate, _onnx(onnx, typed) if onnx else _model(typed))
+    model = _onnx(onnx, typed) if onnx else _model(typed)
+    found = check_file(certificate, model, Semantics(semantics or "real"))
     if not found.proved:
         raise Failure(f"REFUSED {found.claim or certificate}: {found.reason}", 1)
     click.echo(f"PROVED {found.claim}: least margin {found.margin:.6g}, {found.leaves} leaves, {found.seconds:.1f} s")

@@ -15,6 +15,7 @@ from torch import nn
 from robustkit.cli import cli
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.models import ModelCard, load_checkpoint, make_model, save_checkpoint
+from robustkit.verifiers import execution_error
 from robustkit.verifiers.certificate import Certificate, Leaf, Node, Split, Tree, model_digest
 from robustkit.verifiers.certificate_file import load_certificate, save_certificate
 from robustkit.verifiers.checker import check, check_file
@@ -285,6 +286,31 @@ def test_the_check_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert done.output.startswith("PROVED label ")
         assert "least margin 0." in done.output
         assert "9 leaves" in done.output
+    real, short = (
+        CliRunner().invoke(cli, ["check", str(proof), "--run", str(run), "--semantics", kind]).output
+        for kind in ("real", "float32")
+    )
+    margins = [float(one.partition("least margin ")[2].partition(",")[0]) for one in (real, short)]
+    assert 0 < margins[1] < margins[0] < margins[1] + 1e-3, "what executions may lose is subtracted"
+
+
+def test_the_verify_command_hands_the_semantics_to_every_verifier(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run, _ = trained(tmp_path)
+    command = ["verify", "--model", "mlp", "--checkpoint", str(run / "model.safetensors"), "--dataset", "digits"]
+    command += ["--eps", "0", "--n", "60", "--json", "--method", "ibp,cascade"]
+    verified = {}
+    for kind in ("real", "float32"):
+        monkeypatch.setattr(execution_error, "UNIT", 0.1)
+        done = CliRunner().invoke(cli, [*command, "--semantics", kind, "--timeout", "1"], catch_exceptions=False)
+        assert done.exit_code == 0, done.output
+        verified[kind] = [(one["robust"], one["float"]) for one in json.loads(done.stdout)["evaluations"]]
+    assert all(robust > 0 for robust, _ in verified["real"])
+    assert all(robust == 0 and alone > 0 for robust, alone in verified["float32"])
+    refused = CliRunner().invoke(cli, ["verify", "--onnx", "a", "--vnnlib", "b", "--semantics", "float32"])
+    assert refused.exit_code == 2 and "semantics" in refused.stderr
 
 
 def test_the_check_command_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

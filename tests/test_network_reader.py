@@ -25,6 +25,9 @@ TRUSTED = (
     "sound_bounds",
     "exact_network",
     "network_reader",
+    "layer_rules",
+    "forward_code",
+    "execution_error",
     "certificate",
     "certificate_file",
 )

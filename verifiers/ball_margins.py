@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustkit.verifiers.activation_lines import adaptive, parallel
 from robustkit.verifiers.exact_network import Dense, ExactNetwork, Sum
+from robustkit.verifiers.execution_error import executed
 from robustkit.verifiers.sound_bounds import BUDGET, Region, enclose, intervals, lower_bound
 
 
@@ -26,7 +27,8 @@ def ball_margins(network: ExactNetwork, lb: Tensor, ub: Tensor, labels: Tensor) 
         labels: integers in ``[0, K)``, shape ``(B,)``.
 
     Returns:
-        Float64 of shape ``(B,)``: numbers that no margin undercuts; minus infinity where nothing is known.
+        Float64 of shape ``(B,)``: numbers that no margin undercuts, by the semantics of the network; minus infinity
+        where nothing is known.
     """
     sizes = [network.size(value) for value in range(len(network.shapes))]
     stages: tuple[tuple[Callable[..., Tensor], int], ...] = (
@@ -54,7 +56,7 @@ def _from_intervals(network: ExactNetwork, lb: Tensor, ub: Tensor, rows: Tensor)
     """Bound by intervals up to the last activation; where that proves nothing, by lines over the same intervals."""
     region = intervals(network, lb, ub)
     last = lower_bound(network, len(network.steps), rows, region, (), stop=_last_activation(network))
-    margins = _least(last)
+    margins = _least(executed(network, region, rows, last))
     left = (~(margins > 0)).nonzero().flatten()
     if len(left):
         margins[left] = torch.maximum(margins[left], _from_region(network, region.take(left), rows[left]))
@@ -76,7 +78,7 @@ def _from_region(network: ExactNetwork, region: Region, rows: Tensor) -> Tensor:
     for part in torch.split(rows, max(1, BUDGET // (len(rows) * widest)), dim=1):
         bounds = [lower_bound(network, len(network.steps), part, region, relaxations) for relaxations in kinds]
         parts.append(torch.maximum(*map(_known, bounds)))
-    return _least(torch.cat(parts, dim=1))
+    return _least(executed(network, region, rows, torch.cat(parts, dim=1)))
 
 
 def _last_activation(network: ExactNetwork) -> int:

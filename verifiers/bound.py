@@ -12,6 +12,7 @@ from robustkit.bounds import Bounded, BoundMethod, bounded, intersect
 from robustkit.margins import worst_margin
 from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome, Prepared
+from robustkit.verifiers.exact_network import Semantics
 from robustkit.verifiers.preconditions import check_mode, checking
 from robustkit.verifiers.recheck import Recheck
 
@@ -26,10 +27,12 @@ class BoundVerifier:
     Attributes:
         bound: the bound method.
         recheck: check every proof; else all of them are ``verified (float)``.
+        semantics: which outputs of the network a checked proof is about, ``real`` or ``float32``.
     """
 
     bound: BoundMethod = field(default=BoundMethod.CROWN)
     recheck: bool = True
+    semantics: Semantics = Semantics.REAL
 
     @property
     def name(self) -> str:
@@ -40,7 +43,7 @@ class BoundVerifier:
         """Prepare for a model once; see ``Verifier``."""
         check_mode(model)
         network = bounded(model, example)
-        recheck = Recheck.prepare(model, example, wanted=self.recheck)
+        recheck = Recheck.prepare(model, example, wanted=self.recheck, semantics=self.semantics)
 
         def screen(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
             outcome = Outcome.begin(model, x, y)

@@ -19,10 +19,13 @@ from robustkit.verifiers.certificate import Certificate
 from robustkit.verifiers.certificate_file import save_certificate
 from robustkit.verifiers.checker import check
 from robustkit.verifiers.claims import Ball
+from robustkit.verifiers.exact_network import ExactNetwork, Semantics
+from robustkit.verifiers.execution_error import executed
 from robustkit.verifiers.recheck import UNCHECKED
 from robustkit.verifiers.replay import Look, Replay
 from robustkit.verifiers.search import Found, Limits, search
 from robustkit.verifiers.search_proof import hidden_slopes
+from robustkit.verifiers.sound_bounds import enclose
 
 NAME, ROOT_NAME = "branch-and-bound", "alpha-crown"
 """What settles a sample: with splits, and without any."""
@@ -47,6 +50,9 @@ class BranchAndBound:
         memory: GB that the branches of a sample may take.
         recheck: check every proof.
         certificates: folder to keep proofs in; empty to keep none.
+        semantics: which outputs of the network a checked proof is about.
+        exact: the network as the checker reads it; None where it cannot. Where executions in float32 are to be proved
+            right, the search aims at margins that leave room for their error.
     """
 
     graph: Graph
@@ -56,6 +62,8 @@ class BranchAndBound:
     memory: float
     recheck: bool
     certificates: str
+    semantics: Semantics = Semantics.REAL
+    exact: ExactNetwork | None = None
 
     def __call__(
         self, outcome: Outcome, x: Tensor, y: Tensor, ball: LinfBall, number: int, tell: Callable[[str], None]
@@ -97,7 +105,17 @@ class BranchAndBound:
         network = SplitNetwork(self.graph, *look.ball.box(look.x), tighten=TIGHTEN, until=tighten_until)
         specification = margin_specification(y, self.graph.shapes[-1][0])[0]
         rows = specification[torch.arange(len(specification), device=y.device) != y]
-        return search(network, rows, rows.new_zeros(len(rows)), look, limits, tell=tell), network
+        return search(network, rows, self._offsets(rows, look), look, limits, tell=tell), network
+
+    def _offsets(self, rows: Tensor, look: Look) -> Tensor:
+        """Give what proofs of rows must leave room for, as offsets of at most 0; 0 where there is no such number."""
+        offsets = rows.new_zeros(len(rows))
+        if self.exact is None or self.semantics == Semantics.REAL:
+            return offsets
+        lb, ub = (end.flatten(1).double().cpu() for end in look.ball.box(look.x))
+        region = enclose(self.exact, lb, ub)
+        room = executed(self.exact, region, rows.double().cpu().unsqueeze(0), offsets.double().cpu().unsqueeze(0))[0]
+        return room.where(room.isfinite(), 0.0).to(offsets)
 
     def _certificate(self, found: Found, network: SplitNetwork, look: Look) -> Certificate:
         claim = Ball(look.x[0].cpu().numpy(), look.ball.eps, int(look.y), look.ball.lower, look.ball.upper)
@@ -107,7 +125,7 @@ class BranchAndBound:
         """Keep a proof, and say whether the checker confirms it."""
         if self.certificates:
             save_certificate(Path(self.certificates) / f"sample-{number}-eps{eps:.4g}.npz", certificate)
-        checked = check(certificate, self.replay.model) if self.recheck else None
+        checked = check(certificate, self.replay.model, semantics=self.semantics) if self.recheck else None
         outcome.checked[0] = checked is not None and checked.proved
         outcome.reason[0] = ""
         if checked is None or not checked.proved:

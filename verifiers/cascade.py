@@ -19,6 +19,7 @@ from robustkit.verifiers.base import Outcome, Prepared
 from robustkit.verifiers.bound import apply_bound
 from robustkit.verifiers.branch_and_bound import NAME as BRANCH_AND_BOUND
 from robustkit.verifiers.branch_and_bound import BranchAndBound
+from robustkit.verifiers.exact_network import ExactNetwork, Semantics
 from robustkit.verifiers.preconditions import check_mode, checking
 from robustkit.verifiers.recheck import Recheck
 from robustkit.verifiers.replay import Replay
@@ -46,6 +47,7 @@ class Cascade:
         memory: GB that the branches of a sample may take.
         recheck: check every proof; else all of them are ``verified (float)``.
         certificates: folder to keep the proofs of branch and bound in for ``robustkit check``; empty to keep none.
+        semantics: which outputs of the network a checked proof is about, ``real`` or ``float32``.
     """
 
     name: ClassVar[str] = "cascade"
@@ -63,6 +65,7 @@ class Cascade:
     memory: float = 2.0
     recheck: bool = True
     certificates: str = ""
+    semantics: Semantics = Semantics.REAL
 
     def __post_init__(self) -> None:
         if self.attack not in ATTACKS:
@@ -79,9 +82,9 @@ class Cascade:
         check_mode(model)
         network = bounded(model, example)
         attack, replay = make_attack(self.attack, {}), Replay.prepare(model)
-        recheck = Recheck.prepare(model, example, wanted=self.recheck)
+        recheck = Recheck.prepare(model, example, wanted=self.recheck, semantics=self.semantics)
         refused: dict[str, str] = {}
-        finish = self._finish(replay, example, refused) if self.split else None
+        finish = self._finish(replay, example, refused, recheck.network) if self.split else None
         bounds = [one for one in self.bounds if finish is None or one is not BoundMethod.ALPHA_CROWN]
 
         def screen(x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None) -> Outcome:
@@ -107,7 +110,9 @@ class Cascade:
 
         return Prepared(checking(model, screen), finish, self.timeout, self.total)
 
-    def _finish(self, replay: Replay, example: Tensor, refused: dict[str, str]) -> BranchAndBound | None:
+    def _finish(
+        self, replay: Replay, example: Tensor, refused: dict[str, str], exact: ExactNetwork | None
+    ) -> BranchAndBound | None:
         """Prepare branch and bound, or note why it is left out."""
         try:
             graph = trace(replay.model, example)
@@ -115,7 +120,15 @@ class Cascade:
             refused[BRANCH_AND_BOUND] = str(error)
             return None
         limits = (self.timeout, self.batch, self.memory)
-        return BranchAndBound(graph, replay, *limits, recheck=self.recheck, certificates=self.certificates)
+        return BranchAndBound(
+            graph,
+            replay,
+            *limits,
+            recheck=self.recheck,
+            certificates=self.certificates,
+            semantics=self.semantics,
+            exact=exact,
+        )
 
 
 @torch.no_grad()

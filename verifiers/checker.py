@@ -3,13 +3,16 @@
 It believes nothing but the claim. It forms the box itself, reads the network itself, bounds every activation itself,
 makes sure that the leaves cover the box, and bounds the row of every leaf with the slopes and multipliers that it is
 given, each of which is sound whatever it is; rounding is accounted for (``sound_bounds``). It shares no code with the
-bounds that searches use, and it needs no gradients. What remains to be trusted is this file, ``proof_tree``,
-``leaves``, ``ball_margins``, ``sound_bounds``, ``activation_lines``, ``rounding``, ``exact_network``,
-``network_reader`` and the claim's own form in ``claims``; Python; and float64 arithmetic that rounds to nearest in
-numpy and torch on a CPU, where convolutions of float64 are matrix products.
+bounds that searches use, and it needs no gradients.
 
-What is proved is about the network in real arithmetic with the parameters as they are stored; a float32 execution of it
-may differ by its own rounding.
+What remains to be trusted is this file, ``proof_tree``, ``leaves``, ``ball_margins``, ``sound_bounds``,
+``activation_lines``, ``rounding``, ``exact_network``, ``network_reader``, ``layer_rules``, ``forward_code``,
+``execution_error`` and the claim's own form in ``claims``; Python, and ``torch.fx`` where a network has a ``forward``
+of its own; and float64 arithmetic that rounds to nearest in numpy and torch on a CPU, where convolutions of float64 are
+matrix products.
+
+What is proved is about the network with the parameters as they are stored, in real arithmetic; or, on demand, about its
+executions in float32, from which ``execution_error`` takes what their own rounding may cost (``Semantics``).
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from robustkit.verifiers.ball_margins import ball_margins
 from robustkit.verifiers.certificate import Certificate, Split, Tree, model_digest
 from robustkit.verifiers.certificate_file import load_certificate
 from robustkit.verifiers.claims import Array, Ball, Box, Disjunct, claim_digest
-from robustkit.verifiers.exact_network import ExactNetwork
+from robustkit.verifiers.exact_network import ExactNetwork, Semantics
 from robustkit.verifiers.leaves import Enclosures, leaf_margins
 from robustkit.verifiers.network_reader import read_network
 from robustkit.verifiers.proof_tree import ProofError, check_hidden, check_tree
@@ -58,12 +61,13 @@ class Checked:
     claim: str = ""
 
 
-def check_file(path: str | Path, model: nn.Module) -> Checked:
+def check_file(path: str | Path, model: nn.Module, semantics: Semantics = Semantics.REAL) -> Checked:
     """Read a certificate and check it.
 
     Args:
         path: the file.
         model: the network it is about, in eval mode.
+        semantics: which outputs of the network it is to prove right.
 
     Returns:
         What was found; a file that cannot be read proves nothing.
@@ -73,16 +77,19 @@ def check_file(path: str | Path, model: nn.Module) -> Checked:
         certificate = load_certificate(path)
     except RobustkitError as error:
         return Checked(False, float("nan"), 0, time.perf_counter() - began, str(error))
-    return check(certificate, model)
+    return check(certificate, model, semantics=semantics)
 
 
-def check(certificate: Certificate, model: nn.Module, until: float = math.inf) -> Checked:
+def check(
+    certificate: Certificate, model: nn.Module, until: float = math.inf, semantics: Semantics = Semantics.REAL
+) -> Checked:
     """Decide whether a certificate proves its claim of a network.
 
     Args:
         certificate: the claim and its proof.
         model: the network it is about, in eval mode.
         until: when to stop, by the clock of ``time.monotonic``; it is looked at after each batch of leaves.
+        semantics: which outputs of the network it is to prove right.
 
     Returns:
         ``proved`` only where the claim is true. Else ``reason`` says what is missing; it may be true.
@@ -91,7 +98,7 @@ def check(certificate: Certificate, model: nn.Module, until: float = math.inf) -
     margin, reason = float("nan"), ""
     try:
         with torch.inference_mode(), np.errstate(all="ignore"):
-            margin = _least_margin(certificate, model, until)
+            margin = _least_margin(certificate, model, until, semantics)
     except RobustkitError as error:
         reason = str(error)
     leaves = sum(len(one.leaf) for one in certificate.trees)
@@ -106,8 +113,9 @@ def check_balls(network: ExactNetwork, claims: Sequence[Ball]) -> Tensor:
         claims: the claims.
 
     Returns:
-        For each a number that no margin of its label over its ball undercuts, in real arithmetic: float64 of shape
-        ``(B,)``. The claim is proved where it is above 0; minus infinity where nothing is known.
+        For each a number that no margin of its label over its ball undercuts, by the semantics that the network was
+        read for: float64 of shape ``(B,)``. The claim is proved where it is above 0; minus infinity where nothing is
+        known.
 
     Raises:
         ProofError: a sample outside its pixel range or of another shape, a label that is none, or arithmetic that
@@ -135,7 +143,7 @@ def _expect_gradual_underflow() -> None:
         raise ProofError("expected arithmetic with gradual underflow, got flushing to zero; switch it off")
 
 
-def _least_margin(certificate: Certificate, model: nn.Module, until: float) -> float:
+def _least_margin(certificate: Certificate, model: nn.Module, until: float, semantics: Semantics) -> float:
     """Prove every tree, or raise."""
     claim = certificate.claim
     if claim_digest(claim) != certificate.input:
@@ -143,7 +151,7 @@ def _least_margin(certificate: Certificate, model: nn.Module, until: float) -> f
     if model_digest(model) != certificate.model:
         raise ProofError("expected the network of the certificate, got one with other parameters; give the right one")
     _expect_gradual_underflow()
-    network = read_network(model, claim.x.shape if isinstance(claim, Ball) else claim.lb.shape)
+    network = read_network(model, claim.x.shape if isinstance(claim, Ball) else claim.lb.shape, semantics)
     lb, ub = box_of(claim)
     disjuncts = _disjuncts(claim, network.size(len(network.steps)))
     if not len(disjuncts) == len(certificate.trees) > 0:

@@ -10,11 +10,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from torch import Tensor
 from torch.nn import functional
 
 Shape = tuple[int, ...]
+
+
+class Semantics(StrEnum):
+    """Which outputs of a network a proof is about, of the parameters as they are stored.
+
+    ``REAL``: those in real arithmetic, at every real point. ``FLOAT32``: those of an execution in float32, at every
+    float32 point; what that allows for is described in ``execution_error``.
+    """
+
+    REAL = "real"
+    FLOAT32 = "float32"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,10 +127,12 @@ class Step:
     Attributes:
         operation: what is done.
         inputs: numbers of the values it takes.
+        in_place: the program writes the result over the first of them.
     """
 
     operation: Dense | Activation | Sum
     inputs: tuple[int, ...]
+    in_place: bool = False
 
 
 @dataclass
@@ -128,20 +142,45 @@ class ExactNetwork:
     Attributes:
         steps: the operations.
         shapes: of every value, without the batch.
+        semantics: which outputs are to be proved right. Bounds of values are those of real arithmetic all the same.
     """
 
     steps: list[Step] = field(default_factory=list)
     shapes: list[Shape] = field(default_factory=list)
+    semantics: Semantics = Semantics.REAL
 
-    def add(self, operation: Dense | Activation | Sum, inputs: tuple[int, ...], shape: Shape) -> int:
+    def add(
+        self, operation: Dense | Activation | Sum, inputs: tuple[int, ...], shape: Shape, *, in_place: bool = False
+    ) -> int:
         """Append an operation and give the number of its value."""
-        self.steps.append(Step(operation, inputs))
+        self.steps.append(Step(operation, inputs, in_place))
         self.shapes.append(shape)
         return len(self.steps)
+
+    def add_activation(self, slope: float, value: int, *, in_place: bool) -> int:
+        """Append an activation of a value, numbered after those before, and give the number of its value."""
+        activation = Activation(slope, len(self.activations()))
+        return self.add(activation, (value,), self.shapes[value], in_place=in_place)
 
     def size(self, value: int) -> int:
         """Count the numbers in a value."""
         return math.prod(self.shapes[value])
+
+    def overwritten(self) -> int | None:
+        """Give the first step that takes a value whose memory the program has written over before; None without any.
+
+        Another shape of a value (a ``Sum`` of one) may share its memory, and an operation in place does.
+        """
+        memory, stale = [0], set[int]()
+        for at, step in enumerate(self.steps):
+            if stale & set(step.inputs):
+                return at
+            home = memory[step.inputs[0]]
+            if step.in_place:
+                stale |= {value for value, one in enumerate(memory) if one == home}
+            shared = step.in_place or (isinstance(step.operation, Sum) and len(step.inputs) == 1)
+            memory.append(home if shared else at + 1)
+        return None
 
     def activations(self) -> list[tuple[Activation, int]]:
         """Give each activation, in order, with the number of the value that goes into it."""

@@ -12,6 +12,7 @@ from robustkit.verifiers.activation_lines import Relaxation, relax
 from robustkit.verifiers.certificate import Split, Tree
 from robustkit.verifiers.claims import Array, Disjunct
 from robustkit.verifiers.exact_network import ExactNetwork
+from robustkit.verifiers.execution_error import executed
 from robustkit.verifiers.proof_tree import Splits, depths, splits_above, starts
 from robustkit.verifiers.sound_bounds import Region, enclose, lower_bound
 
@@ -74,7 +75,8 @@ def leaf_margins(
         region = root or enclosures.of(low, high)
         relaxations, multipliers, crossed = _relax_leaves(network, tree, leaves, splits, region)
         rows = torch.tensor(disjunct.rows[tree.row[leaves]]).unsqueeze(1)
-        bound = lower_bound(network, len(network.steps), rows, region, relaxations, multipliers).numpy()[:, 0]
+        real = lower_bound(network, len(network.steps), rows, region, relaxations, multipliers)
+        bound = executed(network, region, rows, real).numpy()[:, 0]
         # rounding down once more pays for adding the offset
         margins = np.nextafter(bound + disjunct.offsets[tree.row[leaves]], -np.inf)
         margins[~np.isfinite(margins)] = -np.inf

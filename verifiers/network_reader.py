@@ -1,51 +1,74 @@
 """From an ``nn.Module`` to the operations that the proof checker reasons about; what it does not know it refuses.
 
-Types are compared exactly: a subclass, a parametrised layer or one with hooks may compute anything.
+Stacks and known layers are read as they are built, any other module by following its code (``forward_code``). Neither
+sees everything that Python can do, so what has been read must also agree with the module itself: a copy in float64 is
+run on random inputs and has to lie where the operations say, and the run must leave the module and the random state as
+they were, for code that changes something may compute another function the next time. What no test of the module alone
+can show is trusted: code that asks for the time, a file or a global variable.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import copy
+import random
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
 
 from robustkit.errors import UnsupportedLayerError
-from robustkit.models.affine import Elementwise
-from robustkit.models.architectures import Normalize
 from robustkit.models.named import Residual
-from robustkit.verifiers.exact_network import Activation, Convolution, Dense, ExactNetwork, Scale, Shape, Sum
+from robustkit.verifiers.exact_network import ExactNetwork, Semantics, Shape, Sum
+from robustkit.verifiers.execution_error import execution_errors, expect_float32
+from robustkit.verifiers.forward_code import follow
+from robustkit.verifiers.layer_rules import READERS, read_layer, refused
+from robustkit.verifiers.sound_bounds import intervals
 
-DOUBT = 16
-"""Units of 2^-53 by which a weight that had to be computed may be off; at most five roundings give one."""
+POINTS = 8
+"""Inputs at which what was read is held against the module: half uniform in [0, 1], half normal."""
+
+UNSEEN = "what they do cannot be checked"
 
 
-def read_network(model: nn.Module, shape: Shape) -> ExactNetwork:
+def read_network(model: nn.Module, shape: Shape, semantics: Semantics = Semantics.REAL) -> ExactNetwork:
     """Read a network in eval mode.
 
     Args:
         model: a stack of ``Linear``, ``Conv2d``, batch norm, ``ReLU``, ``LeakyReLU``, ``AvgPool2d``, ``Flatten``,
-            ``Unflatten``, ``Normalize``, ``Elementwise``, ``Residual``, ``Identity``, ``Dropout`` and further
-            ``Sequential``.
+            ``Unflatten``, ``Normalize``, ``Elementwise``, ``Residual``, ``Identity``, dropout and further
+            ``Sequential``, and of modules with a ``forward`` of their own that calls such layers and does what
+            ``forward_code`` has rules for.
         shape: of a sample, without the batch.
+        semantics: which of its outputs are to be proved right.
 
     Returns:
         Its operations, on the CPU.
 
     Raises:
-        UnsupportedLayerError: any other layer, or one with settings that are not carried; it is named.
+        UnsupportedLayerError: any other layer or operation, or one with settings that are not carried; it is named.
+            Also hooks, code that changes the module, and code that computes something else than was read; and numbers
+            that are not for float32 where its executions are to be proved right.
     """
-    network = ExactNetwork(shapes=[tuple(shape)])
-    _read(network, model, 0, "the model")
+    if any((torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks)):
+        raise UnsupportedLayerError(f"expected no hooks for all modules, got some: {UNSEEN}")
+    network = ExactNetwork(shapes=[tuple(shape)], semantics=Semantics(semantics))
+    if network.semantics == Semantics.FLOAT32:
+        expect_float32(model)
+    last = _read(network, model, 0, "the model")
+    late = network.overwritten()
+    if late is not None:
+        raise refused("the model", model, f"operation {late} takes a value that was overwritten in place before")
+    if last != len(network.steps):
+        raise refused("the model", model, "an output that is not what is computed last")
+    _hold_against(network, model)
     return network
 
 
 def _read(network: ExactNetwork, layer: nn.Module, value: int, name: str) -> int:
     """Append a layer and give the number of its value."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, {"forward": 1} if "forward" in vars(layer) else {})
-    if any(hooks):
-        raise UnsupportedLayerError(f"expected {name} without hooks, got some: what they do cannot be checked")
+    _expect_plain(layer, name)
     if type(layer) is nn.Sequential:
         for key, one in layer._modules.items():  # named_children() would leave out a module that is used twice
             value = _read(network, one or nn.Identity(), value, f"layer {key} of {name}")
@@ -54,174 +77,81 @@ def _read(network: ExactNetwork, layer: nn.Module, value: int, name: str) -> int
         parts = {key: f"{key} of {name}" for key in ("long", "short", "relu")}
         paths = tuple(_read(network, getattr(layer, key), value, parts[key]) for key in ("long", "short"))
         if network.shapes[paths[0]] != network.shapes[paths[1]]:
-            raise _refused(name, layer, "paths of other shapes")
+            raise refused(name, layer, "paths of other shapes")
         total = network.add(Sum(), paths, network.shapes[paths[0]])
         return _read(network, layer.relu, total, parts["relu"])
-    if type(layer) not in READERS:
-        raise _refused(name, layer, "no rule for it")
-    return READERS[type(layer)](network, layer, value, name)
+    if type(layer) in READERS or type(layer).__module__.partition(".")[0] == "torch":
+        return read_layer(network, layer, value, name)
+    return follow(network, layer, value, name, _read)
 
 
-def _linear(network: ExactNetwork, layer: nn.Linear, value: int, name: str) -> int:
-    if network.shapes[value] != (layer.in_features,):
-        raise _refused(name, layer, f"an input of shape {network.shapes[value]}")
-    weight, bias = _exact(layer.weight, name), _bias(layer, layer.out_features, name)
-    operation = Dense(weight, bias, bias.abs(), max(weight.shape))
-    return network.add(operation, (value,), (layer.out_features,))
+def _expect_plain(layer: nn.Module, name: str) -> None:
+    """Refuse a layer whose call does not simply run the ``forward`` of its type."""
+    if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+        raise UnsupportedLayerError(f"expected {name} without hooks, got some: {UNSEEN}")
+    own_call = type(layer).__call__ is not nn.Module.__call__ or type(layer)._call_impl is not nn.Module._call_impl
+    if own_call or "parametrizations" in layer._modules or vars(layer).get("_compiled_call_impl"):
+        raise refused(name, layer, f"parametrizations, compiled code or a call of its own: {UNSEEN}")
 
 
-def _convolution(network: ExactNetwork, layer: nn.Conv2d, value: int, name: str) -> int:
-    before = network.shapes[value]
-    if len(before) != 3 or before[0] != layer.in_channels:
-        raise _refused(name, layer, f"an input of shape {before}")
-    if isinstance(layer.padding, str) or layer.padding_mode != "zeros" or tuple(layer.dilation) != (1, 1):
-        raise _refused(name, layer, "padding by name or by other than zeros, or dilation")
-    weight, bias = _exact(layer.weight, name), _bias(layer, layer.out_channels, name)
-    stride, padding = (layer.stride[0], layer.stride[1]), (int(layer.padding[0]), int(layer.padding[1]))
-    return _convolve(network, value, weight, bias, stride, padding, layer.groups, name)
+@torch.no_grad()
+def _hold_against(network: ExactNetwork, model: nn.Module) -> None:
+    """Refuse operations that do not give what the module gives, up to the rounding of both.
+
+    Each output of the module, computed in float64, is off by less than the width of what encloses the exact one: the
+    enclosure allows more for every sum than the sum can be off by, and so widens at least as fast. Where executions in
+    float32 are to be proved right, one of them must lie within what they are allowed to be off by, too.
+    """
+    draw = torch.Generator().manual_seed(0)
+    shape = (POINTS // 2, *network.shapes[0])
+    x = torch.cat([torch.rand(shape, generator=draw), torch.randn(shape, generator=draw)])
+    region = intervals(network, x.flatten(1).double(), x.flatten(1).double())
+    low, high = region.lower[-1], region.upper[-1]
+    runs = [(copy.deepcopy(model).double(), x.double(), high - low)]
+    if network.semantics == Semantics.FLOAT32:
+        runs.append((copy.deepcopy(model), x, high - low + execution_errors(network, region)[-1]))
+    for twin, given, apart in runs:
+        y = _output(twin.cpu(), given)
+        if not isinstance(y, Tensor) or y.shape != (POINTS, *network.shapes[-1]):
+            raise refused("the model", model, f"outputs of another shape than {network.shapes[-1]}")
+        if not ((y.flatten(1) >= low - apart) & (y.flatten(1) <= high + apart)).all():
+            raise refused("the model", model, "its code computes something else than was read from it")
 
 
-def _pool(network: ExactNetwork, layer: nn.AvgPool2d, value: int, name: str) -> int:
-    shape = network.shapes[value]
-    kernel, stride, padding = (_pair(one) for one in (layer.kernel_size, layer.stride, layer.padding))
-    plain = kernel == stride and padding == (0, 0) and not layer.ceil_mode and layer.divisor_override is None
-    if len(shape) != 3 or not plain:
-        raise _refused(name, layer, "windows that overlap or leave gaps, padding, ceil_mode or a divisor")
-    weight = torch.full((shape[0], 1, *kernel), 1.0 / math.prod(kernel), dtype=torch.float64)
-    bias = torch.zeros(shape[0], dtype=torch.float64)
-    return _convolve(network, value, weight, bias, stride, padding, shape[0], name, DOUBT)
+def _output(twin: nn.Module, x: Tensor) -> object:
+    """Run a copy of a module, and refuse one that the run has changed."""
+    try:
+        kept, before = copy.deepcopy(twin), _random_state()
+        y: object = twin(x)
+    except Exception as error:  # whatever a user's forward does
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise refused("the model", twin, f"a copy of it fails: {why}") from None
+    if not _same(twin, kept, set()) or not _same(before, _random_state(), set()):
+        raise refused("the model", twin, "running it changes the module or draws random numbers")
+    return y
 
 
-def _convolve(
-    network: ExactNetwork,
-    value: int,
-    weight: Tensor,
-    bias: Tensor,
-    stride: tuple[int, int],
-    padding: tuple[int, int],
-    groups: int,
-    name: str,
-    doubt: int = 0,
-) -> int:
-    before = network.shapes[value]
-    sides = [
-        (side + 2 * pad - kernel) // step + 1
-        for side, kernel, step, pad in zip(before[1:], weight.shape[2:], stride, padding, strict=True)
-    ]
-    if min(sides) < 1:
-        raise UnsupportedLayerError(f"expected images no smaller than the kernel at {name}, got {before}")
-    after = (weight.shape[0], *sides)
-    spread = bias.repeat_interleave(math.prod(sides))
-    terms = max(weight[0].numel(), weight.shape[0] // groups * math.prod(weight.shape[2:]))
-    operation = Convolution(weight, spread, spread.abs(), terms, doubt, before, after, stride, padding, groups)
-    return network.add(operation, (value,), after)
+def _random_state() -> tuple[Tensor, object]:
+    return torch.get_rng_state(), random.getstate()
 
 
-def _batch_norm(network: ExactNetwork, layer: nn.BatchNorm1d | nn.BatchNorm2d, value: int, name: str) -> int:
-    dimensions = 3 if isinstance(layer, nn.BatchNorm2d) else 1
-    shape = network.shapes[value]
-    if layer.training or layer.running_mean is None or layer.running_var is None:
-        raise _refused(name, layer, "training mode or no running statistics")
-    if len(shape) != dimensions or shape[0] != layer.num_features:
-        raise _refused(name, layer, f"an input of shape {shape}")
-    mean, variance = _exact(layer.running_mean, name), _exact(layer.running_var, name) + layer.eps
-    if not (variance > 0).all():
-        raise _refused(name, layer, "a variance that is not positive")
-    ones = torch.ones_like(mean)
-    weight = _exact(layer.weight, name) if layer.weight is not None else ones
-    bias = _exact(layer.bias, name) if layer.bias is not None else 0.0 * ones
-    # sum, root, quotient: each rounded once, so the scale is off by less than DOUBT units
-    return _scale(network, value, weight / variance.sqrt(), mean, bias)
+def _same(one: object, other: object, seen: set[int]) -> bool:
+    """Say whether two values hold the same, whatever they are; an object that was met before is not entered again."""
+    if one is other or id(one) in seen:
+        return True
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype and _same_bits(one, other)
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return list(one) == list(other) and all(_same(one[key], other[key], seen) for key in one)
+    if isinstance(one, Sequence) and isinstance(other, Sequence) and not isinstance(one, str | bytes):
+        return len(one) == len(other) and all(_same(a, b, seen) for a, b in zip(one, other, strict=True))
+    if hasattr(one, "__dict__"):
+        seen.add(id(one))
+        return _same(vars(one), vars(other), seen)
+    return bool(np.all(one == other))
 
 
-def _normalize(network: ExactNetwork, layer: Normalize, value: int, name: str) -> int:
-    mean, std = _exact(layer.mean, name).flatten(), _exact(layer.std, name).flatten()
-    if not len(mean) == len(std) == network.shapes[value][0] or len(network.shapes[value]) != 3:
-        raise _refused(name, layer, f"an input of shape {network.shapes[value]}")
-    if not (std > 0).all():
-        raise _refused(name, layer, "a deviation that is not positive")
-    return _scale(network, value, 1.0 / std, mean, torch.zeros_like(mean))
-
-
-def _scale(network: ExactNetwork, value: int, weight: Tensor, mean: Tensor, bias: Tensor) -> int:
-    """Append ``z = weight (x - mean) + bias`` per channel, as ``weight x + (bias - weight mean)``."""
-    shape = network.shapes[value]
-    product = weight * mean
-    pixels = math.prod(shape[1:])
-    parts = (weight, bias - product, bias.abs() + product.abs())
-    spread, shift, size = (one.repeat_interleave(pixels) for one in parts)
-    operation = Scale(spread, shift, size, terms=1, doubt=DOUBT)
-    return network.add(operation, (value,), shape)
-
-
-def _activation(network: ExactNetwork, layer: nn.ReLU | nn.LeakyReLU, value: int, name: str) -> int:
-    slope = float(layer.negative_slope) if isinstance(layer, nn.LeakyReLU) else 0.0
-    if not 0.0 <= slope <= 1.0:
-        raise _refused(name, layer, "a slope outside [0, 1]")
-    return network.add(Activation(slope, len(network.activations())), (value,), network.shapes[value])
-
-
-def _flatten(network: ExactNetwork, layer: nn.Flatten, value: int, name: str) -> int:
-    shape = network.shapes[value]
-    if layer.start_dim != 1 or layer.end_dim not in (-1, len(shape)):
-        raise _refused(name, layer, "other than all dimensions of a sample")
-    return network.add(Sum(), (value,), (math.prod(shape),))
-
-
-def _unflatten(network: ExactNetwork, layer: nn.Unflatten, value: int, name: str) -> int:
-    shape, given = tuple(layer.unflattened_size), network.shapes[value]
-    whole = all(isinstance(one, int) and one > 0 for one in shape) and (math.prod(shape),) == given
-    if layer.dim != 1 or not whole:
-        raise _refused(name, layer, f"other than a flat sample of shape {given} as a whole")
-    return network.add(Sum(), (value,), shape)
-
-
-def _elementwise(network: ExactNetwork, layer: Elementwise, value: int, name: str) -> int:
-    shape = network.shapes[value]
-    if tuple(layer.scale.shape) != shape or tuple(layer.shift.shape) != shape:
-        raise _refused(name, layer, f"an input of shape {shape}")
-    scale, shift = _exact(layer.scale, name).flatten(), _exact(layer.shift, name).flatten()
-    return network.add(Scale(scale, shift, shift.abs(), terms=1), (value,), shape)
-
-
-def _exact(tensor: Tensor, name: str) -> Tensor:
-    """Copy parameters to float64 on the CPU, which holds every narrower number exactly."""
-    wide = tensor.detach().cpu().double()
-    if not tensor.is_floating_point() or not wide.isfinite().all():
-        raise UnsupportedLayerError(f"expected finite real parameters at {name}, got others: it cannot be checked")
-    return wide
-
-
-def _bias(layer: nn.Linear | nn.Conv2d, size: int, name: str) -> Tensor:
-    return torch.zeros(size, dtype=torch.float64) if layer.bias is None else _exact(layer.bias, name)
-
-
-def _pair(value: int | tuple[int, ...]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (value[0], value[1])
-
-
-def _refused(name: str, layer: nn.Module, what: str) -> UnsupportedLayerError:
-    return UnsupportedLayerError(f"the proof checker cannot carry {type(layer).__name__} ({name}): {what}")
-
-
-def _nothing(network: ExactNetwork, layer: nn.Module, value: int, name: str) -> int:
-    if layer.training and isinstance(layer, nn.Dropout):
-        raise _refused(name, layer, "training mode")
-    return value
-
-
-READERS: dict[type[nn.Module], Callable[..., int]] = {
-    nn.Linear: _linear,
-    nn.Conv2d: _convolution,
-    nn.AvgPool2d: _pool,
-    nn.BatchNorm1d: _batch_norm,
-    nn.BatchNorm2d: _batch_norm,
-    Normalize: _normalize,
-    nn.ReLU: _activation,
-    nn.LeakyReLU: _activation,
-    nn.Flatten: _flatten,
-    nn.Unflatten: _unflatten,
-    Elementwise: _elementwise,
-    nn.Identity: _nothing,
-    nn.Dropout: _nothing,
-}
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    return bool(((one == other) | ((one != one) & (other != other))).all())

@@ -14,7 +14,7 @@ from robustkit.threat import LinfBall
 from robustkit.verifiers.base import Outcome
 from robustkit.verifiers.checker import check_balls
 from robustkit.verifiers.claims import Ball
-from robustkit.verifiers.exact_network import ExactNetwork
+from robustkit.verifiers.exact_network import ExactNetwork, Semantics
 from robustkit.verifiers.network_reader import read_network
 
 log = logging.getLogger(__name__)
@@ -36,18 +36,21 @@ class Recheck:
     reason: str = ""
 
     @classmethod
-    def prepare(cls, model: nn.Module, example: Tensor, *, wanted: bool) -> Recheck:
+    def prepare(
+        cls, model: nn.Module, example: Tensor, *, wanted: bool, semantics: Semantics = Semantics.REAL
+    ) -> Recheck:
         """Read the network; where that fails, say so once, and check nothing.
 
         Args:
             model: in eval mode.
             example: one input, shape ``(1, ...)``.
             wanted: check at all.
+            semantics: which outputs of the network are to be proved right.
         """
         if not wanted:
             return cls(None, UNCHECKED)
         try:
-            return cls(read_network(model, example.shape[1:]))
+            return cls(read_network(model, example.shape[1:], semantics))
         except UnsupportedLayerError as error:
             log.warning("every proof will count as verified (float): %s", error)
             return cls(None, f"not checked again: {error}")
