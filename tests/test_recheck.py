@@ -98,3 +98,16 @@ def test_samples_that_no_claim_can_be_made_of_are_float() -> None:
     check(outcome, x.double(), y, LinfBall(0.0))
     assert outcome.verdicts() == [Verdict.VERIFIED_FLOAT] * 2
     assert outcome.reason[0].startswith("not checked again: expected x as float32 array")
+
+
+def test_what_the_checker_refuses_of_a_bound_branch_and_bound_proves_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = networks.make("mlp"), networks.inputs(1)
+    y = model(x).argmax(dim=1)
+    monkeypatch.setattr(recheck, "check_balls", lambda _, claims: torch.full((len(claims),), -1.0, dtype=torch.float64))
+    alone = make_verifier("cascade", {"split": False}).prepare(model, x[:1])(x, y, LinfBall(0.001))
+    assert set(alone.verdicts()) == {Verdict.VERIFIED_FLOAT}
+    split = make_verifier("cascade").prepare(model, x[:1])(x, y, LinfBall(0.001))
+    assert set(split.verdicts()) == {Verdict.VERIFIED}
+    assert set(split.settled_by) == {"alpha-crown"}
+    late = make_verifier("cascade", {"total": 1e-9}).prepare(model, x[:1])(x, y, LinfBall(0.001))
+    assert set(late.verdicts()) == {Verdict.VERIFIED_FLOAT}, "what a bound has proved is not lost"

@@ -296,7 +296,5 @@ def test_mistakes_in_version_2_are_told(old: str, new: str, message: str) -> Non
 
 def test_version_2_without_its_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vnnlib", None)
-    with pytest.raises(
-        RobustkitError, match=r"expected the package vnnlib for the property, .*`uv pip"
-    ):
+    with pytest.raises(RobustkitError, match=r"expected the package vnnlib for the property, .*`uv pip"):
         parse_property(SECOND)

@@ -204,12 +204,14 @@ class Prepared:
     Attributes:
         screen: the stages that work on a whole batch.
         finish: the stage that goes on with each sample left; None where there is none.
+        unchecked: go on also with samples that are verified in floating point only.
         timeout: seconds that it searches for one sample.
         total: seconds for all of them; samples whose turn does not come stay unknown.
     """
 
     screen: Screen
     finish: Finish | None = None
+    unchecked: bool = False
     timeout: float = math.inf
     total: float = math.inf
 
@@ -217,12 +219,20 @@ class Prepared:
         """Verify a batch to the end; see ``Screen``."""
         outcome = self.screen(x, y, ball, index)
         until = time.monotonic() + self.total
-        for row in outcome.left().tolist() if self.finish else ():
+        for row in self.open(outcome):
             one, number = outcome.take([row]), row if index is None else int(index[row])
             self.go_on(one, x[row : row + 1], y[row : row + 1], ball, number, until=until)
             outcome.put(row, one)
         outcome.verdicts()
         return outcome
+
+    def open(self, outcome: Outcome) -> list[int]:
+        """Give the positions of the samples that ``finish`` goes on with."""
+        if self.finish is None:
+            return []
+        left = outcome.clean & ~outcome.falsified & ~(outcome.checked if self.unchecked else outcome.verified)
+        rows: list[int] = left.nonzero().flatten().tolist()
+        return rows
 
     def go_on(
         self, one: Outcome, x: Tensor, y: Tensor, ball: LinfBall, number: int, *, until: float, tell: Tell = _nobody
@@ -231,7 +241,7 @@ class Prepared:
         assert self.finish is not None
         if time.monotonic() < until:
             self.finish(one, x, y, ball, number, tell)
-        else:
+        elif not bool(one.verified[0]):
             one.give_up(0, f"the {self.total:g} s for all samples were over before its turn")
 
 

@@ -90,7 +90,8 @@ class BranchAndBound:
             outcome.falsified[here], outcome.x_adv[here] = True, found.x
             outcome.settled_by[0], outcome.reason[0] = NAME, ""
         elif found.reason:
-            outcome.give_up(0, f"{found.reason}; {found.proof.nodes:,} branches, bound {found.lower:.4g}")
+            if not bool(outcome.verified[0]):  # in floating point, by a bound
+                outcome.give_up(0, f"{found.reason}; {found.proof.nodes:,} branches, bound {found.lower:.4g}")
         else:
             outcome.prove(here, torch.tensor([found.lower], device=x.device))
             outcome.settled_by[0] = NAME if found.proof.nodes > found.proof.roots else ROOT_NAME

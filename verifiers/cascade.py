@@ -108,7 +108,7 @@ class Cascade:
             outcome.verdicts()
             return outcome
 
-        return Prepared(checking(model, screen), finish, self.timeout, self.total)
+        return Prepared(checking(model, screen), finish, recheck.network is not None, self.timeout, self.total)
 
     def _finish(
         self, replay: Replay, example: Tensor, refused: dict[str, str], exact: ExactNetwork | None

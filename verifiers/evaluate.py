@@ -69,7 +69,7 @@ def verify_batches(
             with torch.no_grad():
                 check_labels(part.y, checked_logits(model, part.x).shape[1])
             outcome = prepared.screen(part.x, part.y, ball, part.index)
-        left = outcome.left().tolist() if prepared.finish else []
+        left = prepared.open(outcome)
         waiting += [_Waiting(outcome.take([row]), _rows(part, [row])) for row in left]
         settled = [row for row in range(len(part)) if row not in set(left)]
         if settled:
