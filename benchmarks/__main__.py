@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import torch
 
-from benchmarks import attacks, passes, scaling, training, verification
+from benchmarks import attacks, branches, engine, growth, passes, scaling, training, verification
 from robustkit.runs import hardware
 
 PARTS = {
@@ -14,6 +14,9 @@ PARTS = {
     "scaling": scaling.table,
     "attacks": attacks.table,
     "verification": verification.table,
+    "engine": engine.table,
+    "branches": branches.table,
+    "growth": growth.table,
 }
 
 

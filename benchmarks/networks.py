@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -11,8 +12,10 @@ from torch import nn
 
 from robustkit.config import TrainConfig
 from robustkit.data import Dataset, load_dataset
+from robustkit.data.named import DATA_VARIABLE
 from robustkit.errors import RobustkitError
 from robustkit.models import load_weights, make_model
+from robustkit.models.named import conv_net, residual_net
 from robustkit.progress import Silent
 from robustkit.training import make_method, train
 
@@ -36,6 +39,24 @@ def fresh(name: str | None = None, width: int | None = None) -> nn.Module:
     return make_model(name or data.model, data.input_shape, data.classes, width=width).to(device())
 
 
+def residual() -> nn.Module:
+    """Make a small residual network for the dataset's images, with the same fresh weights each time."""
+    data = dataset()
+    torch.manual_seed(0)
+    channels, height, width = data.input_shape
+    layers = residual_net([(1, True), (2, True)], 50)((channels, height, width), data.classes, 4)
+    return nn.Sequential(*layers).to(device()).eval()
+
+
+def dense(depth: int, width: int) -> nn.Module:
+    """Make a dense network with so many hidden layers, with the same fresh weights each time."""
+    data = dataset()
+    torch.manual_seed(0)
+    channels, height, side = data.input_shape
+    layers = conv_net([], [width] * depth)((channels, height, side), data.classes, width)
+    return nn.Sequential(*layers).to(device()).eval()
+
+
 @cache
 def trained(method: str, eps: float, epochs: int) -> nn.Module:
     """Train on at most 10,000 samples."""
@@ -51,7 +72,9 @@ def trained(method: str, eps: float, epochs: int) -> nn.Module:
 @cache
 def published() -> nn.Module | None:
     """Give the MixTrain authors' MNIST_Small at eps 0.3, where it lies beside the data."""
-    for root in (Path("../shared"), Path(__file__).parents[1] / "../shared"):
+    given = os.environ.get(DATA_VARIABLE)
+    beside = [Path(given).expanduser().parent] if given else []
+    for root in (*beside, Path("../shared"), Path(__file__).parents[1] / "../shared"):
         path = root / "models" / "mixtrain" / "mnist_small_mixtrain_0.3.pth"
         if dataset().name == "mnist" and path.exists():
             model = fresh()

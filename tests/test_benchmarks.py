@@ -13,10 +13,12 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from benchmarks import memory, networks, passes, scaling, steps, timing, training
+from benchmarks import branches, engine, growth, memory, networks, passes, scaling, steps, timing, training
 from benchmarks.__main__ import main
+from robustkit.bounds import BoundMethod
 from robustkit.data import load_dataset
 from robustkit.errors import RobustkitError
+from robustkit.threat import LinfBall
 from robustkit.training import METHODS, TrainingMethod
 from robustkit.training.ibp import IBP
 from robustkit.training.mixtrain import MixTrain
@@ -30,6 +32,9 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "robust", lambda: ("no training", networks.fresh()))
     monkeypatch.setattr(steps, "LEAST", 0.0)
     monkeypatch.setattr(steps, "BATCH", 20)
+    monkeypatch.setattr(engine, "LEAST", 0.0)
+    monkeypatch.setattr(branches, "LEAST", 0.0)
+    monkeypatch.setattr(growth, "LEAST", 0.0)
 
 
 def cells(lines: list[str]) -> list[list[str]]:
@@ -146,3 +151,82 @@ def test_mixtrain_s_cost_has_a_row_for_each_setting(monkeypatch: pytest.MonkeyPa
 def test_networks_that_are_timed_have_the_same_weights_each_time() -> None:
     for one, again in zip(networks.fresh().parameters(), networks.fresh().parameters(), strict=True):
         torch.testing.assert_close(one, again, rtol=0.0, atol=0.0)
+
+
+def test_bounds_stand_beside_the_engine_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "SAMPLES", 3)
+    monkeypatch.setattr(networks, "robust", lambda: ("no training", networks.dense(2, 12)))
+    result = CliRunner().invoke(main, ["engine", "--rounds", "1"], catch_exceptions=False)
+    rows = cells(result.output.splitlines())
+    crown, alpha = rows[2:6], rows[8:]
+    assert [(row[0], row[2]) for row in crown] == list(itertools.product(("no training", "residual"), ("1", "3")))
+    assert all(float(one) > 0 for row in crown for one in row[3:])
+    ways = ("auto-LiRPA", "robustkit", "root of branch and bound")
+    assert [tuple(row[:2]) for row in alpha] == list(itertools.product(("no training", "residual"), ways))
+    assert all(row[3] == "1.00" or row[4] == engine.BROKEN for row in alpha[::3])
+    assert all(float(row[2]) > 0 and math.isfinite(float(row[4])) for row in alpha if row[1] != "auto-LiRPA")
+
+
+def test_an_engine_that_breaks_off_is_said_to_and_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks() -> torch.Tensor:
+        raise AssertionError
+
+    monkeypatch.setattr(engine, "direct", lambda *given: breaks)
+    model = networks.dense(2, 12)
+    rows = engine._alpha(model, engine.Images.of(model, 0.1).take(1), 1)
+    assert rows[0] == "auto-LiRPA | - | - | breaks off"
+    assert [row.split(" | ")[2] for row in rows[1:]] == ["nan", "nan"]
+
+
+def test_the_root_of_the_benchmark_gives_margins_that_no_point_breaks() -> None:
+    model = networks.residual()
+    images = engine.Images.of(model, 0.02).take(2)
+    crown, root = engine.through(model, images, BoundMethod.CROWN)(), engine.root(model, images)()
+    lb, ub = images.ball.box(images.x)
+    corners = torch.where(torch.rand(200, *lb.shape, generator=torch.Generator().manual_seed(0)) < 0.5, lb, ub)
+    logits = model(corners.flatten(0, 1)).view(200, 2, -1)
+    others = logits.scatter(2, images.y.view(1, 2, 1).expand(200, 2, 1), -torch.inf).amax(2)
+    least = (logits.gather(2, images.y.view(1, 2, 1).expand(200, 2, 1)).squeeze(2) - others).amin(0)
+    assert bool((root <= least + 1e-4).all())
+    assert bool((root >= crown - 1e-4).all())
+
+
+def test_bounds_that_differ_are_not_compared() -> None:
+    with pytest.raises(RobustkitError, match="expected equal CROWN margins of net through robustkit and by auto-LiRPA"):
+        engine.check_equal(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.01]), "net")
+    engine.check_equal(torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.001]), "net")
+
+
+def start(eps: float) -> branches.Start:
+    return branches.Start.at(networks.dense(2, 12), networks.dataset().test.x[:1], LinfBall(eps))
+
+
+def test_branches_of_a_lot_are_parts_of_one_box_and_all_are_open() -> None:
+    lot = start(0.1).lot(8)
+    assert len(lot) == len({tuple(one) for one in lot.sign.tolist()}) == 8
+    for one, other in itertools.combinations(lot.sign, 2):
+        assert bool((one * other == -1).any())  # they lie on different sides of a neuron
+    assert bool((lot.lower < 0).all())
+
+
+def test_a_ball_without_unstable_neurons_has_no_branches() -> None:
+    with pytest.raises(RobustkitError, match="expected neurons enough to split into 4 branches, got 0 unstable"):
+        start(0.0).lot(4)
+
+
+def test_branches_per_second_have_a_row_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(branches, "BATCHES", (1, 8))
+    monkeypatch.setattr(branches, "meter", lambda: nullcontext(lambda make, model, size: 2.0 * size))
+    rows = cells(CliRunner().invoke(main, ["branches", "--rounds", "1"], catch_exceptions=False).output.splitlines())
+    assert [(row[0], row[3]) for row in rows[2:]] == [("1", "2"), ("8", "16")]
+    assert all(float(one) > 0 for row in rows[2:] for one in row[1:3])
+
+
+def test_branch_and_bound_s_cost_has_a_row_for_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in {"DEPTHS": (1, 3), "WIDTHS": (12, 20), "WIDTH": 16, "DEPTH": 2, "BATCH": 4}.items():
+        monkeypatch.setattr(growth, name, few)
+    rows = cells(growth.table(1))[2:]
+    names = ["depth 1, width 16", "depth 3, width 16", "depth 2, width 12", "depth 2, width 20"]
+    assert [row[0] for row in rows] == names
+    assert int(rows[0][1]) < int(rows[1][1]) and int(rows[2][1]) < int(rows[3][1])
+    assert all(float(row[3]) > 0 for row in rows)

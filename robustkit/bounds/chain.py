@@ -34,17 +34,23 @@ def chain_of(model: nn.Module, example: Tensor) -> list[nn.Module] | None:
     Returns:
         The layers, or None where it is no plain stack of ``PLAIN`` layers that ends in a ``Linear``.
     """
-    layers = _unrolled(model)
-    inner = [_unrolled(path) for one in layers if isinstance(one, Residual) for path in (one.long, one.short)]
-    norms = [one for one in (*layers, *chain(*inner)) if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)]
-    plain = layers and all(map(_carried, layers)) and type(layers[-1]) is nn.Linear and len(set(norms)) == len(norms)
-    if not plain:
+    layers = plain_layers(model)
+    if layers is None:
         return None
     try:
         shapes = shapes_of(layers, example)
     except RuntimeError:  # it fails on such an input; whoever calls the network says so
         return None
     return layers if all(map(_fits, layers, shapes)) else None
+
+
+def plain_layers(model: nn.Module) -> list[nn.Module] | None:
+    """Give the layers of a plain stack as ``chain_of`` does, without running it: whether they fit is not looked at."""
+    layers = _unrolled(model)
+    inner = [_unrolled(path) for one in layers if isinstance(one, Residual) for path in (one.long, one.short)]
+    norms = [one for one in (*layers, *chain(*inner)) if isinstance(one, nn.BatchNorm1d | nn.BatchNorm2d)]
+    plain = layers and all(map(_carried, layers)) and type(layers[-1]) is nn.Linear and len(set(norms)) == len(norms)
+    return layers if plain else None
 
 
 def _fits(layer: nn.Module, shape: tuple[int, ...]) -> bool:

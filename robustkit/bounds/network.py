@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustkit._process import use_full_precision
 from robustkit.bounds.autolirpa import Engine
-from robustkit.bounds.chain import Statistics, chain_of, forward, intervals, shapes_of
+from robustkit.bounds.chain import Statistics, chain_of, forward, intervals, plain_layers, shapes_of
 from robustkit.bounds.layers import check_box, check_layers, check_weights
 from robustkit.bounds.method import BoundMethod
 from robustkit.bounds.symbolic import Backward, carries
@@ -261,7 +261,7 @@ class BoundedNetwork:
     def _refuse_unusable(self, lb: Tensor, ub: Tensor) -> None:
         if torch.is_grad_enabled() and self.model.training:
             return  # the training loop finds out from the loss, without waiting for the device at every step
-        if self._layers is not None and chain_of(self.model, self._example) != self._layers:
+        if self._layers is not None and plain_layers(self.model) != self._layers:
             raise RobustkitError(
                 "expected the layers that bounds were prepared for, got others; prepare the model again"
             )
