@@ -10,11 +10,20 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.base import Attack, check_inputs, check_labels, checked_logits, evaluating, least_margin
+from robustkit.attacks.base import (
+    Attack,
+    AttackResult,
+    check_inputs,
+    check_labels,
+    checked_logits,
+    evaluating,
+    least_margin,
+)
 from robustkit.errors import RobustkitError
 from robustkit.margins import fold
 from robustkit.results import Subject, evaluation_table
 from robustkit.threat import LinfBall
+from robustkit.verdict import Verdict
 
 
 class Samples(Protocol):
@@ -92,7 +101,8 @@ def evaluate_batch(
     device = next((one.device for one in model.parameters()), x.device)
     inputs, labels = x.to(device), y.to(device).long()
     began = time.perf_counter()
-    x_adv = attack(model, inputs, labels, ball, index).x_adv.detach()
+    found = attack(model, inputs, labels, ball, index)
+    x_adv = found.x_adv.detach()
     seconds = (time.perf_counter() - began) / len(y)
     _check_points(attack, x_adv, inputs, ball)
     with evaluating(model), torch.no_grad():
@@ -100,6 +110,8 @@ def evaluate_batch(
     check_labels(labels, logits.shape[1])
     margin = least_margin(logits_adv, labels)
     clean = (least_margin(logits, labels) > 0).tolist()
+    broken = (margin <= 0).tolist()
+    verdict = [fold(*one, verified=False, checked=False) for one in zip(clean, broken, strict=True)]
     rows = evaluation_table(
         subject,
         "attack",
@@ -109,11 +121,20 @@ def evaluate_batch(
         index=index.cpu().numpy(),
         label=y.cpu().numpy(),
         predicted=logits.argmax(dim=1).cpu().numpy(),
-        verdict=[fold(*one, verified=False, checked=False) for one in zip(clean, (margin <= 0).tolist(), strict=True)],
+        verdict=verdict,
         margin=margin.cpu().numpy(),
+        proved_by=_found_by(found, verdict),
         seconds=[seconds] * len(y),
     )
     return rows, x_adv.to(x.device)
+
+
+def _found_by(found: AttackResult, verdict: list[Verdict]) -> list[str] | None:
+    """Name the attack of a battery that broke each sample; nothing where none did, or where there is but one."""
+    if not found.found_by:
+        return None
+    falsified = [one is Verdict.FALSIFIED for one in verdict]
+    return [name if broken else "" for name, broken in zip(found.found_by, falsified, strict=True)]
 
 
 def _check_points(attack: Attack, x_adv: Tensor, x: Tensor, ball: LinfBall) -> None:
