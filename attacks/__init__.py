@@ -9,7 +9,8 @@ from robustkit.attacks.apgd import APGDCE, APGDDLR, APGDT
 from robustkit.attacks.autoattack import AutoAttack
 from robustkit.attacks.base import Attack, AttackResult
 from robustkit.attacks.battery import JOIN, Battery
-from robustkit.attacks.by_name import MIFGSM, PREFIX, TorchAttack, TorchAttacksPGD, library_attack, library_attacks
+from robustkit.attacks.borrowed import MIFGSM, TorchAttacksPGD
+from robustkit.attacks.by_name import PREFIX, TorchAttack, library_attack, library_attacks, library_page
 from robustkit.attacks.evaluate import attack_batches
 from robustkit.attacks.examples import Examples, load_examples, save_examples
 from robustkit.attacks.fab import FAB
@@ -47,6 +48,7 @@ __all__ = [
     "JOIN",
     "MIFGSM",
     "PGD",
+    "PREFIX",
     "Attack",
     "AttackResult",
     "AutoAttack",
@@ -59,6 +61,7 @@ __all__ = [
     "attack_batches",
     "compose_attack",
     "library_attacks",
+    "library_page",
     "load_examples",
     "make_attack",
     "save_examples",

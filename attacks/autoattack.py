@@ -33,8 +33,9 @@ class AutoAttack:
         n_queries: of Square; 5,000 is the standard.
         seed: of all draws.
 
-    Source: Croce & Hein 2020, arXiv 2003.01690, Sec. 6, version "standard". Deviations: points of FAB-T outside the
-    ball are projected, not dropped; draws depend on the seed and the sample, where the authors' seed is the clock.
+    Source: Croce & Hein 2020, arXiv 2003.01690, version "standard" of the authors' code. Deviations: points of FAB-T
+    outside the ball are projected, not dropped; draws depend on the seed and the sample, where the authors' seed is the
+    clock.
     """
 
     name: ClassVar[str] = "autoattack"

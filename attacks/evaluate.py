@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -25,6 +26,11 @@ from robustkit.results import Subject, evaluation_table
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
 
+log = logging.getLogger(__name__)
+
+SHOWN = 16
+"""Samples by which outputs that are probabilities are told from logits."""
+
 
 class Samples(Protocol):
     """What is attacked: any object with these three tensors, such as ``robustkit.data.Split``."""
@@ -47,6 +53,9 @@ def attack_batches(
 ) -> Iterator[tuple[pd.DataFrame, Tensor]]:
     """Attack samples batch by batch; the caller counts, keeps and may stop after any batch.
 
+    A batch that is too much for the memory is halved, and so are those after it: draws belong to samples, not to
+    batches, so the result is the same. A model that gives probabilities for logits is attacked with a warning.
+
     Args:
         attack: the attack.
         model: the model, in any mode, on its device.
@@ -60,12 +69,48 @@ def attack_batches(
 
     Raises:
         UsageError: inputs outside the pixel range, or labels that are none.
-        RobustkitError: the model gives no usable logits, or the attack a point outside its ball.
+        RobustkitError: the model gives no usable logits, the attack a point outside its ball, or one sample alone is
+            too much for the memory.
     """
-    for first in range(0, len(split.y), batch_size):
-        part = slice(first, first + batch_size)
-        yield evaluate_batch(
-            attack, model, split.x[part], split.y[part], ball, index=split.index[part], subject=subject
+    first, size = 0, batch_size
+    while first < len(split.y):
+        part = slice(first, first + size)
+        x, y, index = split.x[part], split.y[part], split.index[part]
+        try:
+            done = evaluate_batch(attack, model, x, y, ball, index=index, subject=subject)
+        except torch.OutOfMemoryError as error:
+            size = _smaller(len(y), error)
+            continue
+        if not first:
+            _say_if_probabilities(model, x[:SHOWN])
+        first += len(y)
+        yield done
+
+
+def _smaller(size: int, error: Exception) -> int:
+    """Give half a batch size that was too much for the memory, and free what the attempt has left.
+
+    Raises:
+        RobustkitError: there is no smaller one.
+    """
+    if size == 1:
+        raise RobustkitError(
+            "expected memory for an attack on one sample, got none left; use --device cpu, or free the device"
+        ) from error
+    log.warning("out of memory with %d samples together; going on with %d, to the same result", size, size // 2)
+    torch.cuda.empty_cache()
+    return size // 2
+
+
+def _say_if_probabilities(model: nn.Module, x: Tensor) -> None:
+    """Warn of a model that ends in a softmax: it is attacked as it is, but its gradients fade."""
+    device = next((one.device for one in model.parameters()), x.device)
+    with evaluating(model), torch.no_grad():
+        outputs = checked_logits(model, x.to(device)).double()
+    if (outputs >= 0).all() and (outputs.sum(dim=1) - 1).abs().max() < 1e-4:
+        log.warning(
+            "expected logits, but the model gives probabilities (every row sums to 1): gradients fade through a "
+            "softmax, so that attacks leave too much standing; leave the softmax out of the model"
         )
 
 

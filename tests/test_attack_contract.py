@@ -158,7 +158,7 @@ def test_all_is_restored_after_an_exception(name: str) -> None:
     x, y, index = samples(model, (4, 2, 7, 5))
     model[2].register_forward_hook(fail)
     before = state(model)
-    with pytest.raises((KeyError, RobustkitError), match="the model fails|bounds"):
+    with pytest.raises((KeyError, RobustkitError), match=r"the model fails|bounds"):
         attack_of(name)(model, x, y, BALL, index)
     assert state(model) == before
 
@@ -235,7 +235,7 @@ def test_a_model_without_gradients_is_offered_the_attack_that_needs_none(name: s
         open_to_see = attack_of(name)(model.network, x, y, BALL, index)
         assert torch.equal(attack_of(name)(model, x, y, BALL, index).x_adv, open_to_see.x_adv)
         return
-    with pytest.raises(RobustkitError, match="--method square" if name != "interval-gradient" else "square|bounds"):
+    with pytest.raises(RobustkitError, match="--method square" if name != "interval-gradient" else r"square|bounds"):
         attack_of(name)(model, x, y, BALL, index)
 
 
