@@ -27,6 +27,9 @@ from robustkit.verifiers import VERIFIERS, make_verifier, verify_batches
 Kind = Literal["attack", "verify"]
 Batches = Callable[[Split], Iterator[tuple[pd.DataFrame, Tensor]]]
 
+SHOWN_OF_NAME = 100
+"""Characters of a method's name in the name of its file; a battery's can be longer than a file's may be."""
+
 KEPT_EXAMPLES = 500
 """Adversarial examples kept of each evaluation."""
 
@@ -133,7 +136,8 @@ def _evaluate_one(
     network: Network, kind: Kind, name: str, settings: EvaluationConfig, eps: float, reporter: Reporter
 ) -> pd.DataFrame:
     batches, described = _worker(network, kind, name, settings, eps, reporter)
-    file = f"{kind}-{name.replace(':', '-')}-eps{eps:.6g}-{digest([described, network.dataset.name, eps])}"
+    shown = name.replace(":", "-")[:SHOWN_OF_NAME]
+    file = f"{kind}-{shown}-eps{eps:.6g}-{digest([described, network.dataset.name, eps])}"
     store = _Store.open(network, file)
     split = network.dataset.test.take(settings.n)
     known = _among(split, store.table["index"])
