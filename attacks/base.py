@@ -24,10 +24,13 @@ class AttackResult:
     Attributes:
         x_adv: the worst point seen of each sample, in its ball; shape of the inputs.
         margin: ``logit_y`` minus the greatest other logit at ``x_adv``, shape ``(B,)``; at most 0 where misclassified.
+        found_by: of an attack made of several, the name of the one that broke each sample, ``""`` where none did;
+            empty for an attack that is one.
     """
 
     x_adv: Tensor
     margin: Tensor
+    found_by: tuple[str, ...] = ()
 
 
 class Attack(Protocol):
@@ -227,6 +230,14 @@ def checked_logits(model: nn.Module, x: Tensor) -> Tensor:
     if logits.isnan().any():
         raise RobustkitError("expected logits to be numbers, got NaN; check the weights and the model's normalisation")
     return logits
+
+
+def needs_gradient() -> RobustkitError:
+    """Give the error of an attack along gradients on a model that has none; it offers the attack that needs none."""
+    return RobustkitError(
+        "expected logits that depend on x by differentiable operations, got none with a gradient; "
+        "remove detach, no_grad or rounding from the model's forward, or attack it by --method square, which needs none"
+    )
 
 
 def least_margin(logits: Tensor, y: Tensor) -> Tensor:

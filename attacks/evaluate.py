@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -10,11 +11,25 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.base import Attack, check_inputs, check_labels, checked_logits, evaluating, least_margin
+from robustkit.attacks.base import (
+    Attack,
+    AttackResult,
+    check_inputs,
+    check_labels,
+    checked_logits,
+    evaluating,
+    least_margin,
+)
 from robustkit.errors import RobustkitError
 from robustkit.margins import fold
 from robustkit.results import Subject, evaluation_table
 from robustkit.threat import LinfBall
+from robustkit.verdict import Verdict
+
+log = logging.getLogger(__name__)
+
+SHOWN = 16
+"""Samples by which outputs that are probabilities are told from logits."""
 
 
 class Samples(Protocol):
@@ -38,6 +53,9 @@ def attack_batches(
 ) -> Iterator[tuple[pd.DataFrame, Tensor]]:
     """Attack samples batch by batch; the caller counts, keeps and may stop after any batch.
 
+    A batch that is too much for the memory is halved, and so are those after it: draws belong to samples, not to
+    batches, so the result is the same. A model that gives probabilities for logits is attacked with a warning.
+
     Args:
         attack: the attack.
         model: the model, in any mode, on its device.
@@ -51,12 +69,48 @@ def attack_batches(
 
     Raises:
         UsageError: inputs outside the pixel range, or labels that are none.
-        RobustkitError: the model gives no usable logits, or the attack a point outside its ball.
+        RobustkitError: the model gives no usable logits, the attack a point outside its ball, or one sample alone is
+            too much for the memory.
     """
-    for first in range(0, len(split.y), batch_size):
-        part = slice(first, first + batch_size)
-        yield evaluate_batch(
-            attack, model, split.x[part], split.y[part], ball, index=split.index[part], subject=subject
+    first, size = 0, batch_size
+    while first < len(split.y):
+        part = slice(first, first + size)
+        x, y, index = split.x[part], split.y[part], split.index[part]
+        try:
+            done = evaluate_batch(attack, model, x, y, ball, index=index, subject=subject)
+        except torch.OutOfMemoryError as error:
+            size = _smaller(len(y), error)
+            continue
+        if not first:
+            _say_if_probabilities(model, x[:SHOWN])
+        first += len(y)
+        yield done
+
+
+def _smaller(size: int, error: Exception) -> int:
+    """Give half a batch size that was too much for the memory, and free what the attempt has left.
+
+    Raises:
+        RobustkitError: there is no smaller one.
+    """
+    if size == 1:
+        raise RobustkitError(
+            "expected memory for an attack on one sample, got none left; use --device cpu, or free the device"
+        ) from error
+    log.warning("out of memory with %d samples together; going on with %d, to the same result", size, size // 2)
+    torch.cuda.empty_cache()
+    return size // 2
+
+
+def _say_if_probabilities(model: nn.Module, x: Tensor) -> None:
+    """Warn of a model that ends in a softmax: it is attacked as it is, but its gradients fade."""
+    device = next((one.device for one in model.parameters()), x.device)
+    with evaluating(model), torch.no_grad():
+        outputs = checked_logits(model, x.to(device)).double()
+    if (outputs >= 0).all() and (outputs.sum(dim=1) - 1).abs().max() < 1e-4:
+        log.warning(
+            "expected logits, but the model gives probabilities (every row sums to 1): gradients fade through a "
+            "softmax, so that attacks leave too much standing; leave the softmax out of the model"
         )
 
 
@@ -92,7 +146,8 @@ def evaluate_batch(
     device = next((one.device for one in model.parameters()), x.device)
     inputs, labels = x.to(device), y.to(device).long()
     began = time.perf_counter()
-    x_adv = attack(model, inputs, labels, ball, index).x_adv.detach()
+    found = attack(model, inputs, labels, ball, index)
+    x_adv = found.x_adv.detach()
     seconds = (time.perf_counter() - began) / len(y)
     _check_points(attack, x_adv, inputs, ball)
     with evaluating(model), torch.no_grad():
@@ -100,6 +155,8 @@ def evaluate_batch(
     check_labels(labels, logits.shape[1])
     margin = least_margin(logits_adv, labels)
     clean = (least_margin(logits, labels) > 0).tolist()
+    broken = (margin <= 0).tolist()
+    verdict = [fold(*one, verified=False, checked=False) for one in zip(clean, broken, strict=True)]
     rows = evaluation_table(
         subject,
         "attack",
@@ -109,11 +166,20 @@ def evaluate_batch(
         index=index.cpu().numpy(),
         label=y.cpu().numpy(),
         predicted=logits.argmax(dim=1).cpu().numpy(),
-        verdict=[fold(*one, verified=False, checked=False) for one in zip(clean, (margin <= 0).tolist(), strict=True)],
+        verdict=verdict,
         margin=margin.cpu().numpy(),
+        proved_by=_found_by(found, verdict),
         seconds=[seconds] * len(y),
     )
     return rows, x_adv.to(x.device)
+
+
+def _found_by(found: AttackResult, verdict: list[Verdict]) -> list[str] | None:
+    """Name the attack of a battery that broke each sample; nothing where none did, or where there is but one."""
+    if not found.found_by:
+        return None
+    falsified = [one is Verdict.FALSIFIED for one in verdict]
+    return [name if broken else "" for name, broken in zip(found.found_by, falsified, strict=True)]
 
 
 def _check_points(attack: Attack, x_adv: Tensor, x: Tensor, ball: LinfBall) -> None:

@@ -18,9 +18,9 @@ from robustkit.attacks.base import (
     checked_logits,
     evaluating,
     least_margin,
+    needs_gradient,
     random_start,
 )
-from robustkit.errors import RobustkitError
 from robustkit.margins import logit_margins, worst_margin
 from robustkit.threat import LinfBall
 
@@ -217,8 +217,5 @@ def _look(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, by_margin: bool
 def _gradient(losses: Tensor, x: Tensor) -> Tensor:
     found = torch.autograd.grad(losses.sum(), x, allow_unused=True)[0] if losses.requires_grad else None
     if found is None:
-        raise RobustkitError(
-            "expected logits that depend on x by differentiable operations, got none with a gradient; "
-            "remove detach, no_grad or rounding from the model's forward"
-        )
+        raise needs_gradient()
     return found.nan_to_num_(nan=0.0)

@@ -72,7 +72,10 @@ def _evaluations(table: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
     for key, rows in table.groupby(["run", "kind", "method", "settings", "eps"], sort=False):
         run, kind, method, settings, eps = key
-        settled = rows["proved_by"].replace("", "unknown").value_counts() if kind == "verify" else pd.Series(dtype=int)
+        by = (
+            rows["proved_by"].replace("", "unknown") if kind == "verify" else rows["proved_by"][rows["proved_by"] != ""]
+        )
+        settled = by.value_counts()
         found.append(
             {
                 "run": run,

@@ -28,7 +28,11 @@ def catalogue(runs: Path) -> dict[str, dict[str, str]]:
     found = find_runs([runs]) if runs.is_dir() and any(runs.rglob("config.toml")) else []
     return {
         "methods": {name: _first_line(kind) for name, kind in METHODS.items()},
-        "attacks": {name: _first_line(kind) for name, kind in ATTACKS.items()},
+        "attacks": {name: _first_line(kind) for name, kind in ATTACKS.items()}
+        | {
+            "torchattacks:NAME": "any other L-infinity attack of torchattacks, such as torchattacks:DIFGSM",
+            "NAME+NAME": "several in turn, each on what those before it left",
+        },
         "verifiers": {
             name: "Prove what this bound alone can." if name in set(BoundMethod) else _first_line(kind)
             for name, kind in VERIFIERS.items()

@@ -182,12 +182,19 @@ def train(**typed: Any) -> None:
 
 @cli.command()
 @evaluation_options
+@click.option("--methods", "battery", metavar="A,B,C", help="These in turn, each on what those before it left.")
 @subject_options
 @data_options
 @compute_options
 @config_options
-def attack(**typed: Any) -> None:
-    """Attack a network; what no attack breaks is its empirical robust accuracy (ERA)."""
+def attack(battery: str | None, **typed: Any) -> None:
+    """Attack a network; what no attack breaks is its empirical robust accuracy (ERA).
+
+    Methods: pgd and interval-gradient (the default); autoattack, the standard battery; and those that `robustkit
+    attacks` explains. Of a battery, the column proved_by of the results names the attack that broke a sample.
+    """
+    if battery is not None:
+        typed["methods"] = (*typed["methods"], "+".join(battery.split(",")))
     _evaluate(typed, ["attack"])
 
 
@@ -409,10 +416,24 @@ def methods(name: str | None) -> None:
         _print_page(method_page(name))
         return
     for page in map(method_page, METHODS):
-        click.echo(f"{page.name:<12} {page.summary}")
-        options = ", ".join(f"{one.name}={one.default}" for one in page.options) or "none"
-        for heading, text in (("formula", page.formula), ("source", page.source), ("options", options)):
-            click.echo(f"  {heading:<10} {text}")
+        _print_entry(page)
+
+
+@cli.command()
+@click.argument("name", required=False)
+def attacks(name: str | None) -> None:
+    """Say what each attack does, after which paper, with which options; or all there is of one NAME."""
+    from robustkit.attacks import ATTACKS, PREFIX, library_attacks
+    from robustkit.handbook import attack_page
+
+    if name is not None:
+        _print_page(attack_page(name))
+        return
+    for page in map(attack_page, ATTACKS):
+        _print_entry(page)
+    click.echo(f"{PREFIX}NAME  Any other L-infinity attack of the library, with its own options.")
+    click.echo(click.wrap_text(f"names: {', '.join(library_attacks())}", PAGE_WIDTH, "  ", "    "))
+    click.echo("A+B+C  Several in turn, each on what those before it left; --methods A,B,C is the same.")
 
 
 def main() -> None:
@@ -420,15 +441,25 @@ def main() -> None:
     cli(prog_name="robustkit")
 
 
+def _print_entry(page: Page) -> None:
+    """Show a training method or an attack in a few lines."""
+    click.echo(f"{page.name:<12} {page.summary}")
+    options = ", ".join(f"{one.name}={one.default}" for one in page.options) or "none"
+    for heading, text in (("formula", page.formula), ("source", page.source), ("options", options)):
+        if text:
+            click.echo(f"  {heading:<10} {text}")
+
+
 def _print_page(page: Page) -> None:
-    """Show all there is to know of one training method."""
+    """Show all there is to know of one training method or attack."""
     for part in (f"{page.name}: {page.summary}", *page.details):
         click.echo(click.wrap_text(part, PAGE_WIDTH))
         click.echo("")
-    click.echo(f"formula: {page.formula}")
+    if page.formula:
+        click.echo(f"formula: {page.formula}")
     click.echo(click.wrap_text(f"source: {page.source}", PAGE_WIDTH, subsequent_indent="  "))
     for option in page.options:
-        text = f"--set train.options.{page.name}.{option.name}={option.default}"
+        text = f"--set {page.where}.{option.name}={'...' if option.default == 'None' else option.default}"
         click.echo(f"\n{text}\n{click.wrap_text(option.meaning, PAGE_WIDTH, '    ', '    ')}")
 
 
@@ -569,22 +600,24 @@ def _print_figures(figures: dict[str, Any], tables: dict[str, pd.DataFrame]) -> 
     rows += summarise(first).to_dict("records") if len(first) < len(whole) else []
     some = any(row["float"] > 0 for row in rows)
     apart = f"{FLOAT_HEADING:>13}" if some else ""
+    width = max(20, *(len(row["method"]) + 2 for row in rows))
     click.echo(
-        f"  {'':8}{'method':<20}{'eps':>9}{'N':>8}{'clean':>9}{'ERA':>9}{'VRA':>9}{apart}{'unknown':>9}{'seconds':>10}"
+        f"  {'':8}{'method':<{width}}{'eps':>9}{'N':>8}{'clean':>9}"
+        f"{'ERA':>9}{'VRA':>9}{apart}{'unknown':>9}{'seconds':>10}"
     )
     for row in rows:
-        click.echo(_figures_line(row, some))
+        click.echo(_figures_line(row, some, width))
     if some:
         click.echo(f"  {FLOAT_HEADING}: {FLOAT_LEGEND}")
 
 
-def _figures_line(row: dict[Any, Any], some: bool) -> str:
+def _figures_line(row: dict[Any, Any], some: bool, width: int) -> str:
     """Write the figures of one evaluation; ``some`` of those shown have proofs in floating point only."""
     attacked = row["kind"] == "attack"
     era = f"{row['clean'] - row['falsified']:.2%}" if attacked or row["falsified"] > 0 else "-"
     vra, apart, unknown = ("-" if attacked else f"{row[name]:.2%}" for name in ("robust", "float", "unknown"))
     return (
-        f"  {row['kind']:8}{row['method']:<20}{row['eps']:>9.4g}{int(row['n']):>8}{row['clean']:>9.2%}"
+        f"  {row['kind']:8}{row['method']:<{width}}{row['eps']:>9.4g}{int(row['n']):>8}{row['clean']:>9.2%}"
         f"{era:>9}{vra:>9}{f'{apart:>13}' if some else ''}{unknown:>9}{row['seconds']:>10.1f}"
     )
 

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import re
 import tomllib
 import types
 import typing
@@ -327,9 +328,9 @@ def parse_value(text: str) -> Any:
 
 
 def nested(name: str, value: Any) -> dict[str, Any]:
-    """Give the nested table in which ``value`` stands at the dotted ``name``."""
-    for part in reversed(name.split(".")):
-        value = {part: value}
+    """Give the nested table in which ``value`` stands at the dotted ``name``, whose parts may be quoted as in TOML."""
+    for part in reversed(re.findall(r'"[^"]*"|[^.]+', name)):
+        value = {part.strip('"'): value}
     return cast(dict[str, Any], value)
 
 

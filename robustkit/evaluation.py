@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robustkit.attacks import ATTACKS, Examples, attack_batches, load_examples, make_attack, save_examples
+from robustkit.attacks import Examples, attack_batches, compose_attack, load_examples, make_attack, save_examples
 from robustkit.config import EvaluationConfig, digest
 from robustkit.data import Split
 from robustkit.errors import SoundnessError, UnsupportedLayerError, UsageError, unknown_name
@@ -26,6 +26,9 @@ from robustkit.verifiers import VERIFIERS, make_verifier, verify_batches
 
 Kind = Literal["attack", "verify"]
 Batches = Callable[[Split], Iterator[tuple[pd.DataFrame, Tensor]]]
+
+SHOWN_OF_NAME = 100
+"""Characters of a method's name in the name of its file; a battery's can be longer than a file's may be."""
 
 KEPT_EXAMPLES = 500
 """Adversarial examples kept of each evaluation."""
@@ -55,10 +58,7 @@ def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter:
     """
     if not settings.methods:
         raise UsageError(f"expected at least one method to {kind} by, got none; name one with --method")
-    known = ATTACKS if kind == "attack" else VERIFIERS
-    for name in (*settings.methods, *settings.options):
-        if name not in known:
-            raise unknown_name(kind if kind == "attack" else "verifier", name, known)
+    _check_names(kind, settings)
     if not len(network.dataset.test):
         raise UsageError(f"expected test samples in {network.dataset.name}, found none")
     tables: dict[tuple[float, str], pd.DataFrame] = {}
@@ -72,6 +72,19 @@ def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter:
                 raise UnsupportedLayerError(_attack_without_bounds(network, name, list(tables), error)) from error
     stop_at_clash(network)
     return pd.concat(tables.values(), ignore_index=True)
+
+
+def _check_names(kind: Kind, settings: EvaluationConfig) -> None:
+    """Refuse unknown names and options before any work is done."""
+    if kind == "attack":
+        for name in settings.methods:
+            compose_attack(name, settings.options)
+        for name, options in settings.options.items():
+            make_attack(name, options)
+        return
+    for name in (*settings.methods, *settings.options):
+        if name not in VERIFIERS:
+            raise unknown_name("verifier", name, VERIFIERS)
 
 
 def _attack_without_bounds(
@@ -123,7 +136,9 @@ def _evaluate_one(
     network: Network, kind: Kind, name: str, settings: EvaluationConfig, eps: float, reporter: Reporter
 ) -> pd.DataFrame:
     batches, described = _worker(network, kind, name, settings, eps, reporter)
-    store = _Store.open(network, f"{kind}-{name}-eps{eps:.6g}-{digest([described, network.dataset.name, eps])}")
+    shown = name.replace(":", "-")[:SHOWN_OF_NAME]
+    file = f"{kind}-{shown}-eps{eps:.6g}-{digest([described, network.dataset.name, eps])}"
+    store = _Store.open(network, file)
     split = network.dataset.test.take(settings.n)
     known = _among(split, store.table["index"])
     todo = Split(split.x[~known], split.y[~known], split.index[~known])
@@ -151,12 +166,11 @@ def _worker(
     network: Network, kind: Kind, name: str, settings: EvaluationConfig, eps: float, reporter: Reporter
 ) -> tuple[Batches, str]:
     """Give what evaluates a split, and the settings that name its results."""
-    options = settings.options.get(name)
     model, subject, ball, size = network.model, network.subject, LinfBall(eps), settings.batch_size
     if kind == "attack":
-        attack = make_attack(name, options)
+        attack = compose_attack(name, settings.options)
         return lambda split: attack_batches(attack, model, split, ball, subject, size), repr(attack)
-    verifier = make_verifier(name, options)
+    verifier = make_verifier(name, settings.options.get(name))
 
     def tell(text: str) -> None:
         reporter.advance(0, text)

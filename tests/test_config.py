@@ -174,6 +174,12 @@ def test_settings_add_up_and_the_last_wins() -> None:
     assert parse_overrides([]) == {}
 
 
+def test_parts_of_a_name_may_be_quoted_as_in_toml() -> None:
+    expected = {"attack": {"options": {"torchattacks:DIFGSM": {"steps": 20}}}}
+    assert parse_overrides(['attack.options."torchattacks:DIFGSM".steps=20']) == expected
+    assert nested('a."b.c".d', 1) == {"a": {"b.c": {"d": 1}}}
+
+
 def test_a_dotted_name_is_a_nested_table() -> None:
     assert nested("a.b.c", [1]) == {"a": {"b": {"c": [1]}}}
     assert nested("seed", 3) == {"seed": 3}

@@ -1,12 +1,14 @@
-"""What the command line says of the training methods."""
+"""What the command line says of the training methods and of the attacks."""
 
 from __future__ import annotations
 
 import pytest
 from click.testing import CliRunner
 
+from robustkit.attacks import ATTACKS
 from robustkit.cli import cli
-from robustkit.handbook import method_page
+from robustkit.errors import UsageError
+from robustkit.handbook import attack_page, method_page
 from robustkit.training import METHODS
 
 
@@ -49,3 +51,43 @@ def test_one_method_is_shown_in_full() -> None:
     assert "--set train.options.mixtrain.mixing=0.8\n    probability that a step has a robust term" in result.stdout
     assert "How the paper itself drives the weight was not found" in " ".join(result.stdout.split())
     assert "kappa_end" not in result.stdout
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_says_what_it_does_after_whom_and_by_which_options(name: str) -> None:
+    page = attack_page(name)
+    assert page.summary.endswith(".")
+    assert "arXiv" in page.source
+    assert "seed" in [one.name for one in page.options]
+    assert [one.name for one in page.options if not one.meaning] == []
+
+
+def test_attacks_are_listed_with_source_and_options() -> None:
+    result = CliRunner().invoke(cli, ["attacks"])
+    assert result.exit_code == 0
+    for name in ATTACKS:
+        assert f"\n{name} " in f"\n{result.stdout}"
+    assert "steps=100, n_queries=5000, seed=0" in result.stdout
+    assert "DIFGSM, TIFGSM" in result.stdout
+    assert "CW," not in result.stdout, "it is for L2"
+    assert "formula" not in result.stdout
+
+
+def test_one_attack_is_shown_in_full() -> None:
+    result = CliRunner().invoke(cli, ["attacks", "square"])
+    assert result.exit_code == 0
+    assert "--set attack.options.square.n_queries=5000\n    predictions of each restart" in result.stdout
+    assert "arXiv 1912.00049" in result.stdout
+
+
+def test_an_attack_of_the_library_is_shown_with_what_the_library_says() -> None:
+    page = attack_page("torchattacks:DIFGSM")
+    assert page.summary.startswith("DI2-FGSM in the paper")
+    options = {one.name: (one.default, one.meaning) for one in page.options}
+    assert options["steps"] == ("10", "number of iterations. (Default: 10)")
+    assert "eps" not in options
+
+
+def test_an_unknown_attack_is_offered_the_nearest() -> None:
+    with pytest.raises(UsageError, match="unknown attack 'squares'; did you mean square"):
+        attack_page("squares")

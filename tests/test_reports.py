@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from robustkit.errors import SoundnessError
 from robustkit.reports import RunFacts, as_csv, as_latex, as_markdown, as_text, compare, write_report
 from robustkit.reports.facts import recipes
+from robustkit.reports.page import as_page
 from robustkit.reports.plots import plot_training
 from robustkit.results import Subject, evaluation_table
 from robustkit.verdict import Verdict
@@ -145,6 +146,14 @@ def test_recipes_are_not_averaged_as_if_they_were_seeds() -> None:
     (block,) = compare(table, [facts("a", "mixtrain", k="1"), facts("b", "mixtrain", k="1", seed=1)])
     assert [(row.label, row.seeds) for row in block.rows] == [("MixTrain", (0, 1))]
     assert "mean and standard deviation" in block.caption
+
+
+def test_the_page_says_which_attack_of_a_battery_broke_how_many() -> None:
+    battery = rows("a", "attack", "pgd+square", [M, F, F, F, U]).assign(proved_by=["", "square", "pgd", "square", ""])
+    single = rows("a", "attack", "pgd", [M, F, F, F, U])
+    page = as_page("A title", [], [], pd.concat([battery, single]), [])
+    assert page.count('<td class="left">square 2, pgd 1</td>') == 1
+    assert "unknown 2" not in page, "what no attack broke is settled by nothing"
 
 
 def test_figures_are_those_counted_by_hand() -> None:

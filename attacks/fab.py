@@ -1,0 +1,63 @@
+"""The fast adaptive boundary attack: look for the nearest misclassified point rather than for the worst of a ball."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from robustkit.attacks.apgd import check_counts, target_count
+from robustkit.attacks.base import AttackResult
+from robustkit.attacks.torch_attacks import session
+from robustkit.threat import LinfBall
+
+
+@dataclass(frozen=True)
+class FAB:
+    """Step to the linearised boundary with one wrong class after the other, and back towards the sample.
+
+    The third part of the standard AutoAttack, its FAB-T. Each class is tried only on samples that still stand. What
+    lies outside the ball is projected into it and judged there.
+
+    Attributes:
+        steps: steps of each restart.
+        targets: wrong classes to try, those of the greatest logits first; where not given all, but at most 9.
+        restarts: for each class; the first starts from the sample, the others from random points.
+        seed: of the random starts.
+
+    Source: Croce & Hein 2020, arXiv 1907.02044, in the targeted form of arXiv 2003.01690, as torchattacks computes it;
+    100 steps and 9 classes is the standard. Deviation: points outside the ball are projected, not dropped.
+    """
+
+    name: ClassVar[str] = "fab"
+    steps: int = 100
+    targets: int | None = None
+    restarts: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(self, "steps", "restarts", "targets")
+
+    def __call__(
+        self, model: nn.Module, x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None
+    ) -> AttackResult:
+        """Search the ball around each sample; see ``Attack``.
+
+        Raises:
+            UsageError: the model has fewer wrong classes than asked for.
+        """
+        with session(model, x, y, ball, index, seed=self.seed) as attacked:
+            for target in range(target_count(self.targets, attacked.classes)):
+                for restart in range(self.restarts):
+
+                    def search(
+                        engine: Any, images: Tensor, labels: Tensor, target: int = target, restart: int = restart
+                    ) -> Sequence[Tensor]:
+                        engine.target_class = target + 2  # counted from the greatest logit, the sample's own
+                        return (engine.attack_single_run_targeted(images, labels, use_rand_start=restart > 0),)
+
+                    settings = {"eps": ball.eps, "steps": self.steps, "multi_targeted": True}
+                    attacked.run("FAB", search, settings, draw=target * self.restarts + restart)
+            return attacked.result()
