@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from benchmarks import networks
 from benchmarks.memory import meter
 from benchmarks.timing import side_by_side
-from robustkit.bounds.branches import Branches, SplitNetwork
+from robustkit.bounds.branches import Branches
 from robustkit.bounds.graph import trace
+from robustkit.bounds.split_network import SplitNetwork
 from robustkit.errors import RobustkitError
 from robustkit.margins import margin_specification
 from robustkit.threat import LinfBall
 from robustkit.verifiers.branch_and_bound import TIGHTEN
-from robustkit.verifiers.search import ROOT_STEPS, STEPS, _choose
+from robustkit.verifiers.search import ROOT_STEPS, STEPS, choose
 
 BATCHES = (1, 16, 64, 256, 1024)
 LEAST = 0.1
@@ -101,6 +102,6 @@ def branch_by_branch(start: Start, size: int) -> Callable[[], Tensor]:
 
     @torch.no_grad()
     def work() -> Tensor:
-        return _choose(start.network, start.network.bounded(lot, iterations=STEPS))
+        return choose(start.network, start.network.bounded(lot, iterations=STEPS))
 
     return work

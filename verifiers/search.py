@@ -129,13 +129,13 @@ def _halved(network: SplitNetwork, proof: Proof, branches: Branches, batch: int,
 def _split(network: SplitNetwork, proof: Proof, branches: Branches, batch: int) -> Branches:
     """Split every branch at the neuron that promises most; several levels at once while there are few branches."""
     while True:
-        branches = proof.cut(branches, _choose(network, branches))
+        branches = proof.cut(branches, choose(network, branches))
         free = (branches.sign == 0).any(dim=1)
         if 4 * len(branches) > batch or not bool(free.all()):
             return branches
 
 
-def _choose(network: SplitNetwork, branches: Branches) -> Tensor:
+def choose(network: SplitNetwork, branches: Branches) -> Tensor:
     """Give the neuron to split of each branch, shape ``(D,)``: of the loosest few, the one whose halves gain most.
 
     Gains are multiplied, as in strong branching for integer programmes.
