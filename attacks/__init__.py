@@ -11,6 +11,7 @@ from robustkit.attacks.examples import Examples, load_examples, save_examples
 from robustkit.attacks.fgsm import FGSM
 from robustkit.attacks.interval_gradient import IntervalGradient
 from robustkit.attacks.pgd import CW, PGD
+from robustkit.attacks.replay import Replay, Replayed
 from robustkit.attacks.torch_attacks import TorchAttacksPGD
 from robustkit.config import build
 from robustkit.errors import unknown_name
@@ -33,6 +34,8 @@ __all__ = [
     "AttackResult",
     "Examples",
     "IntervalGradient",
+    "Replay",
+    "Replayed",
     "TorchAttacksPGD",
     "attack_batches",
     "load_examples",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -11,10 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.attacks.base import Attack, check_inputs, check_labels, checked_logits, evaluating, least_margin
+from robustkit.attacks.replay import Replay, Replayed
 from robustkit.errors import RobustkitError
 from robustkit.margins import fold
 from robustkit.results import Subject, evaluation_table
 from robustkit.threat import LinfBall
+
+log = logging.getLogger(__name__)
 
 
 class Samples(Protocol):
@@ -53,16 +57,17 @@ def attack_batches(
         UsageError: inputs outside the pixel range, or labels that are none.
         RobustkitError: the model gives no usable logits, or the attack a point outside its ball.
     """
+    replay = Replay.prepare(model)
     for first in range(0, len(split.y), batch_size):
         part = slice(first, first + batch_size)
         yield evaluate_batch(
-            attack, model, split.x[part], split.y[part], ball, index=split.index[part], subject=subject
+            attack, replay, split.x[part], split.y[part], ball, index=split.index[part], subject=subject
         )
 
 
 def evaluate_batch(
     attack: Attack,
-    model: nn.Module,
+    replay: Replay,
     x: Tensor,
     y: Tensor,
     ball: LinfBall,
@@ -72,9 +77,13 @@ def evaluate_batch(
 ) -> tuple[pd.DataFrame, Tensor]:
     """Attack one batch, and judge the points by predicting them anew.
 
+    A sample is broken where the verifiers would say so too: a wrong class strictly ahead in the model and in float64.
+    What is only a tie, or wrong in one arithmetic alone, leaves the sample standing, and the row's reason says so; a
+    sample that is tied itself is misclassified.
+
     Args:
         attack: the attack.
-        model: the model, in any mode, on its device.
+        replay: the model, in any mode, on its device, and its float64 copy.
         x: inputs, shape ``(B, ...)``.
         y: labels, shape ``(B,)``.
         ball: the ball around each input.
@@ -89,6 +98,7 @@ def evaluate_batch(
         RobustkitError: the model gives no usable logits, or the attack a point outside its ball.
     """
     check_inputs(x, y, ball)
+    model = replay.model
     device = next((one.device for one in model.parameters()), x.device)
     inputs, labels = x.to(device), y.to(device).long()
     began = time.perf_counter()
@@ -99,7 +109,8 @@ def evaluate_batch(
         logits, logits_adv = checked_logits(model, inputs), checked_logits(model, x_adv)
     check_labels(labels, logits.shape[1])
     margin = least_margin(logits_adv, labels)
-    clean = (least_margin(logits, labels) > 0).tolist()
+    clean = least_margin(logits, labels) > 0
+    broken, reason = _judge(replay, x_adv, inputs, labels, ball, clean & ~(margin > 0))
     rows = evaluation_table(
         subject,
         "attack",
@@ -109,11 +120,36 @@ def evaluate_batch(
         index=index.cpu().numpy(),
         label=y.cpu().numpy(),
         predicted=logits.argmax(dim=1).cpu().numpy(),
-        verdict=[fold(*one, verified=False, checked=False) for one in zip(clean, (margin <= 0).tolist(), strict=True)],
+        verdict=[fold(*one, verified=False, checked=False) for one in zip(clean.tolist(), broken, strict=True)],
         margin=margin.cpu().numpy(),
         seconds=[seconds] * len(y),
+        reason=reason,
     )
     return rows, x_adv.to(x.device)
+
+
+def _judge(
+    replay: Replay, x_adv: Tensor, x: Tensor, y: Tensor, ball: LinfBall, suspect: Tensor
+) -> tuple[list[bool], list[str]]:
+    """Run again the points that the model itself gets wrong, and only those: say which break, and why others do not."""
+    broken, reason = [False] * len(y), [""] * len(y)
+    rows = suspect.nonzero().flatten()
+    if len(rows):
+        with evaluating(replay.model):
+            seen = _replayed(replay, x_adv[rows], x[rows], y[rows], ball)
+        for place, row in enumerate(rows.tolist()):
+            broken[row] = bool(seen.broken[place])
+            reason[row] = "" if broken[row] else seen.tie(place)
+    return broken, reason
+
+
+def _replayed(replay: Replay, x_adv: Tensor, x: Tensor, y: Tensor, ball: LinfBall) -> Replayed:
+    """Run points again; in the model alone where its copy does not run, of which the checker proves nothing either."""
+    try:
+        return replay(x_adv, x, y, ball)
+    except RuntimeError as error:  # of torch, where a forward casts to float32 by itself
+        log.warning("points are judged in the model alone, for it does not run in float64: %s", error)
+        return replay.alone(x_adv, x, y, ball)
 
 
 def _check_points(attack: Attack, x_adv: Tensor, x: Tensor, ball: LinfBall) -> None:

@@ -296,5 +296,7 @@ def test_mistakes_in_version_2_are_told(old: str, new: str, message: str) -> Non
 
 def test_version_2_without_its_package_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vnnlib", None)
-    with pytest.raises(RobustkitError, match=r"expected the package vnnlib for the property, .*`uv pip install vnnlib`"):
+    with pytest.raises(
+        RobustkitError, match=r"expected the package vnnlib for the property, .*`uv pip install vnnlib`"
+    ):
         parse_property(SECOND)

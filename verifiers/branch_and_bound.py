@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from robustkit.attacks.replay import Look, Replay
 from robustkit.bounds.branches import SplitNetwork
 from robustkit.bounds.graph import Graph
 from robustkit.margins import margin_specification
@@ -20,7 +21,6 @@ from robustkit.verifiers.certificate_file import save_certificate
 from robustkit.verifiers.checker import check
 from robustkit.verifiers.claims import Ball
 from robustkit.verifiers.recheck import UNCHECKED
-from robustkit.verifiers.replay import Look, Replay
 from robustkit.verifiers.search import Found, Limits, search
 from robustkit.verifiers.search_proof import hidden_slopes
 

@@ -78,6 +78,15 @@ class Replay:
         margins = (worst_margin(logit_margins(logits, y), y) for logits in (native, wide))
         return Replayed(ball.contains(points, x), *margins)
 
+    @torch.no_grad()
+    def alone(self, points: Tensor, x: Tensor, y: Tensor, ball: LinfBall) -> Replayed:
+        """Run points again in the model alone, which then stands for its copy: for models that cannot run in float64.
+
+        Arguments and result are those of a call.
+        """
+        native = worst_margin(logit_margins(self.model(points), y), y)
+        return Replayed(ball.contains(points, x), native, native)
+
 
 @dataclass
 class Look:
