@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from robustkit.attacks.base import Attack, AttackResult
+from robustkit.attacks.checks import Check, run_checks
 from robustkit.attacks.evaluate import attack_batches
 from robustkit.attacks.examples import Examples, load_examples, save_examples
 from robustkit.attacks.fgsm import FGSM
@@ -32,6 +33,7 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackResult",
+    "Check",
     "Examples",
     "IntervalGradient",
     "Replay",
@@ -40,6 +42,7 @@ __all__ = [
     "attack_batches",
     "load_examples",
     "make_attack",
+    "run_checks",
     "save_examples",
 ]
 

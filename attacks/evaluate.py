@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterator
 from typing import Protocol
@@ -12,13 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.attacks.base import Attack, check_inputs, check_labels, checked_logits, evaluating, least_margin
-from robustkit.attacks.replay import Replay, Replayed
+from robustkit.attacks.replay import Replay
 from robustkit.errors import RobustkitError
 from robustkit.margins import fold
 from robustkit.results import Subject, evaluation_table
 from robustkit.threat import LinfBall
-
-log = logging.getLogger(__name__)
 
 
 class Samples(Protocol):
@@ -136,20 +133,11 @@ def _judge(
     rows = suspect.nonzero().flatten()
     if len(rows):
         with evaluating(replay.model):
-            seen = _replayed(replay, x_adv[rows], x[rows], y[rows], ball)
+            seen = replay.where_it_runs(x_adv[rows], x[rows], y[rows], ball)
         for place, row in enumerate(rows.tolist()):
             broken[row] = bool(seen.broken[place])
             reason[row] = "" if broken[row] else seen.tie(place)
     return broken, reason
-
-
-def _replayed(replay: Replay, x_adv: Tensor, x: Tensor, y: Tensor, ball: LinfBall) -> Replayed:
-    """Run points again; in the model alone where its copy does not run, of which the checker proves nothing either."""
-    try:
-        return replay(x_adv, x, y, ball)
-    except RuntimeError as error:  # of torch, where a forward casts to float32 by itself
-        log.warning("points are judged in the model alone, for it does not run in float64: %s", error)
-        return replay.alone(x_adv, x, y, ball)
 
 
 def _check_points(attack: Attack, x_adv: Tensor, x: Tensor, ball: LinfBall) -> None:

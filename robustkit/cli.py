@@ -130,6 +130,10 @@ evaluation_options = _options(
     ),
 )
 
+checks_option = click.option(
+    "--checks/--no-checks", default=None, help="Look for signs that attacks were blind.  [default: --checks]"
+)
+
 
 @cli.command()
 @click.option("--method", metavar="NAME", help="See `robustkit list methods`.  [default: mixtrain]")
@@ -177,12 +181,17 @@ def train(**typed: Any) -> None:
 
 @cli.command()
 @evaluation_options
+@checks_option
 @subject_options
 @data_options
 @compute_options
 @config_options
 def attack(**typed: Any) -> None:
-    """Attack a network; what no attack breaks is its empirical robust accuracy (ERA)."""
+    """Attack a network; what no attack breaks is its empirical robust accuracy (ERA).
+
+    Afterwards a few samples are checked for signs that the attacks were blind, such as gradients of zero or a search
+    without gradients that finds more; a warning changes no figure and no exit code.
+    """
     _evaluate(typed, ["attack"])
 
 
@@ -261,6 +270,7 @@ def export(onnx: str, run_path: str | None) -> None:
 
 @cli.command()
 @evaluation_options
+@checks_option
 @subject_options
 @data_options
 @compute_options
@@ -418,19 +428,28 @@ def _print_page(page: Page) -> None:
 
 
 def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
+    from robustkit.checking import check_attacks, describe_checks
     from robustkit.evaluation import evaluate as work
     from robustkit.terminal import Terminal
 
     methods = [name for one in typed["methods"] for name in one.split(",")]
     named = _given(eps=typed["eps"], n=typed["n"], batch_size=typed["batch_size"], methods=methods or None)
     wanted = {**named, **settings}
-    network = _network(typed, dict.fromkeys(kinds, wanted))
+    own = {kind: wanted | _given(checks=typed.get("checks") if kind == "attack" else None) for kind in kinds}
+    network = _network(typed, own)
     tables = {kind: work(network, kind, getattr(network.config, kind), Terminal()) for kind in kinds}  # type: ignore[arg-type]
+    checked = None
+    if "attack" in tables:
+        checked = check_attacks(network, tables["attack"], network.config.attack, Terminal())
     figures = _figures(network, tables)
+    if checked:
+        figures["checks"] = checked.plain()["checks"]
     if typed["as_json"]:
         click.echo(json.dumps(figures))
     else:
         _print_figures(figures, tables)
+        for line in describe_checks(checked) if checked else ():
+            click.echo(f"  {line}")
     threshold = typed["fail_under"]
     reached = [value for value in (figures["era"], figures["vra"]) if value is not None]
     if threshold is not None and min(reached) < threshold:

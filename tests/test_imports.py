@@ -10,11 +10,11 @@ import robustkit
 ROOT = Path(robustkit.__file__).resolve().parent
 LAYERS: list[set[str]] = [
     {"errors", "threat", "margins", "verdict", "results", "files", "progress", "config", "data", "models", "bounds"}
-    | {"vnnlib"},
+    | {"vnnlib", "workers"},
     {"attacks"},
     {"training", "verifiers", "reports"},
     {"runs", "networks", "evaluation", "experiment", "variations", "pipeline", "summary", "catalogue"}
-    | {"handbook", "mixing", "board", "vnncomp"},
+    | {"handbook", "mixing", "board", "vnncomp", "checking"},
     {"cli", "terminal"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

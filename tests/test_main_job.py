@@ -528,3 +528,32 @@ def test_every_name_is_explained_and_sizes_are_the_published_ones(work: Path) ->
     assert lines["cnn5"].endswith("any image of at least 4 pixels a side")
     assert "default model mnist_small, eps 0.3" in robustkit("list", "datasets").stdout
     assert "Robust training on 8x8 digits, eps 0.1" in robustkit("list", "presets").stdout
+
+
+def test_an_attack_is_checked_and_the_report_shows_it(work: Path) -> None:
+    done = robustkit("attack", "--method", "fgsm", "--n", "20")
+    assert "checks on 10 samples at eps 0.05: " in done.stdout
+    assert "zero-gradient" in done.stdout
+    path = only_run(work).path / "checks.json"
+    before = path.stat().st_mtime_ns
+    figures = json.loads(robustkit("attack", "--method", "fgsm", "--n", "20", "--json").stdout)
+    assert {"name", "passed", "value", "expected"} == set(figures["checks"][0])
+    assert path.stat().st_mtime_ns == before, "what was checked is not checked again"
+    assert robustkit("report").exit_code == 0
+    (page,) = work.rglob("report.html")
+    assert "Checks of the attacks" in page.read_text()
+
+
+def test_checks_can_be_switched_off(work: Path) -> None:
+    done = robustkit("attack", "--method", "fgsm", "--n", "20", "--no-checks")
+    assert done.exit_code == 0
+    assert "checks on" not in done.stdout
+    assert not (only_run(work).path / "checks.json").exists()
+    assert "checks" not in json.loads(robustkit("attack", "--n", "20", "--eps", "0", "--json").stdout)
+
+
+def test_damaged_checks_are_one_clear_line(work: Path) -> None:
+    (only_run(work).path / "checks.json").write_text('{"key": ')
+    result = robustkit("attack", "--method", "fgsm", "--n", "20")
+    assert result.exit_code == 1
+    assert "could not read them" in result.stderr and "delete it" in result.stderr
