@@ -14,6 +14,7 @@ from robustkit.attacks.interval_gradient import IntervalGradient
 from robustkit.attacks.pgd import CW, PGD
 from robustkit.attacks.replay import Replay, Replayed
 from robustkit.attacks.torch_attacks import TorchAttacksPGD
+from robustkit.attacks.warm import Points, Warm
 from robustkit.config import build
 from robustkit.errors import unknown_name
 
@@ -36,9 +37,11 @@ __all__ = [
     "Check",
     "Examples",
     "IntervalGradient",
+    "Points",
     "Replay",
     "Replayed",
     "TorchAttacksPGD",
+    "Warm",
     "attack_batches",
     "load_examples",
     "make_attack",

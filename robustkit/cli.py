@@ -62,9 +62,21 @@ class Eps(click.ParamType[list[float]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
         """Read ``0.3``, ``8/255`` or ``0.1,0.2``."""
-        from robustkit.threat import parse_eps
+        from robustkit.threat import parse_radii
 
-        return value if isinstance(value, list) else [parse_eps(part) for part in str(value).split(",")]
+        return value if isinstance(value, list) else parse_radii(str(value))
+
+
+class EpsRange(click.ParamType[list[float]]):
+    """Radii at equal distances."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """Read ``0:0.4:9``."""
+        from robustkit.threat import parse_range
+
+        return value if isinstance(value, list) else parse_range(str(value))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -119,6 +131,7 @@ subject_options = _options(
 evaluation_options = _options(
     click.option("--method", "methods", multiple=True, metavar="NAME", help="May be repeated; commas work too."),
     click.option("--eps", type=Eps(), help="Radius, such as 0.3 or 8/255; several with commas."),
+    click.option("--eps-range", type=EpsRange(), metavar="A:B:COUNT", help="A curve: radii from A to B, 0:0.4:9."),
     click.option("--n", type=int, help="The first so many test samples.  [default: all]"),
     click.option("--batch-size", type=int, help="Samples worked on together.  [default: 250]"),
     click.option("--out", metavar="DIR", help="Where the results of --checkpoint go.  [default: runs/...]"),
@@ -433,7 +446,11 @@ def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, An
     from robustkit.terminal import Terminal
 
     methods = [name for one in typed["methods"] for name in one.split(",")]
-    named = _given(eps=typed["eps"], n=typed["n"], batch_size=typed["batch_size"], methods=methods or None)
+    if typed["eps"] and typed["eps_range"]:
+        raise UsageError("expected --eps or --eps-range, got both; leave one out")
+    named = _given(
+        eps=typed["eps"] or typed["eps_range"], n=typed["n"], batch_size=typed["batch_size"], methods=methods or None
+    )
     wanted = {**named, **settings}
     own = {kind: wanted | _given(checks=typed.get("checks") if kind == "attack" else None) for kind in kinds}
     network = _network(typed, own)

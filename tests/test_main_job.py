@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustkit import evaluation, networks
+from robustkit.attacks import ATTACKS, PGD, AttackResult, load_examples
 from robustkit.cli import cli
 from robustkit.pipeline import run_facts
 from robustkit.results import read_table, summarise
 from robustkit.runs import Run
+from robustkit.threat import LinfBall
 
 TINY = ["--set", "train.epochs=2", "--set", "data.train_n=200", "--model", "mlp"]
 
@@ -557,3 +560,45 @@ def test_damaged_checks_are_one_clear_line(work: Path) -> None:
     result = robustkit("attack", "--method", "fgsm", "--n", "20")
     assert result.exit_code == 1
     assert "could not read them" in result.stderr and "delete it" in result.stderr
+
+
+@dataclass(frozen=True)
+class Fickle:
+    """Breaks by a leap to the corner in the smallest ball only, and finds nothing in any larger one."""
+
+    name: str = "fickle"
+
+    def __call__(self, model: Any, x: Any, y: Any, ball: LinfBall, index: Any = None) -> AttackResult:
+        return PGD(steps=10, rel_step_size=0.2)(model, x, y, ball if ball.eps < 0.15 else LinfBall(0.0), index)
+
+
+def test_a_curve_never_rises_and_keeps_what_smaller_balls_broke(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ATTACKS, "fickle", Fickle)
+    typed = ["attack", "--method", "fickle", "--n", "60", "--json", "--no-checks"]
+    alone = json.loads(robustkit(*typed, "--eps", "0.2").stdout)
+    assert alone["era"] == alone["clean"]
+    figures = json.loads(robustkit(*typed, "--eps", "0.2,0.1,0.2").stdout)
+    small, large = figures["evaluations"]
+    assert (small["eps"], large["eps"]) == (0.1, 0.2)
+    assert small["robust"] == large["robust"] < small["clean"]
+    table = only_run(work).table()
+    carried = table[(table["eps"] == 0.2) & (table["verdict"] == "falsified")]
+    assert set(carried["reason"]) == {"broken at eps 0.1 already"}
+    first, second = (load_examples(path) for path in sorted((only_run(work).path / "examples").glob("*.npz")))
+    assert (first.eps, second.eps) == (0.1, 0.2)
+    np.testing.assert_array_equal(first.x_adv, second.x_adv)
+
+
+def test_a_curve_is_typed_as_a_range(work: Path) -> None:
+    figures = json.loads(robustkit("attack", "--method", "pgd", "--n", "30", "--eps-range", "0:0.2:5", "--json").stdout)
+    left = [one["robust"] for one in figures["evaluations"]]
+    assert [one["eps"] for one in figures["evaluations"]] == [0.0, 0.05, 0.1, 0.15, 0.2]
+    assert left == sorted(left, reverse=True)
+    assert left[0] == figures["clean"] > left[-1]
+    for typed, message in (
+        (("--eps", ""), "expected one eps or more"),
+        (("--eps", "0.1", "--eps-range", "0:1:2"), "both"),
+    ):
+        result = robustkit("attack", *typed)
+        assert result.exit_code == 2
+        assert message in result.stderr
