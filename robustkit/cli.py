@@ -147,6 +147,15 @@ checks_option = click.option(
     "--checks/--no-checks", default=None, help="Look for signs that attacks were blind.  [default: --checks]"
 )
 
+minimal_option = click.option(
+    "--minimal-eps",
+    type=float,
+    is_flag=False,
+    flag_value=0.001,
+    metavar="[TOLERANCE]",
+    help="Also find the least radius that breaks each sample, by bisection.  [tolerance: 0.001]",
+)
+
 
 @cli.command()
 @click.option("--method", metavar="NAME", help="See `robustkit list methods`.  [default: mixtrain]")
@@ -194,6 +203,7 @@ def train(**typed: Any) -> None:
 
 @cli.command()
 @evaluation_options
+@minimal_option
 @checks_option
 @subject_options
 @data_options
@@ -443,6 +453,7 @@ def _print_page(page: Page) -> None:
 def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
     from robustkit.checking import check_attacks, describe_checks
     from robustkit.evaluation import evaluate as work
+    from robustkit.minimal import minimal_radii
     from robustkit.terminal import Terminal
 
     methods = [name for one in typed["methods"] for name in one.split(",")]
@@ -458,13 +469,20 @@ def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, An
     checked = None
     if "attack" in tables:
         checked = check_attacks(network, tables["attack"], network.config.attack, Terminal())
+    found = []
+    if typed.get("minimal_eps") is not None:
+        found = minimal_radii(network, tables["attack"], network.config.attack, typed["minimal_eps"], Terminal())
     figures = _figures(network, tables)
+    if found:
+        figures["minimal_eps"] = [one.plain() for one in found]
     if checked:
         figures["checks"] = checked.plain()["checks"]
     if typed["as_json"]:
         click.echo(json.dumps(figures))
     else:
         _print_figures(figures, tables)
+        for one in found:
+            click.echo(f"  {one.describe()}")
         for line in describe_checks(checked) if checked else ():
             click.echo(f"  {line}")
     threshold = typed["fail_under"]

@@ -602,3 +602,17 @@ def test_a_curve_is_typed_as_a_range(work: Path) -> None:
         result = robustkit("attack", *typed)
         assert result.exit_code == 2
         assert message in result.stderr
+
+
+def test_the_least_radius_of_each_sample_is_told(work: Path) -> None:
+    typed = ["attack", "--method", "pgd", "--n", "15", "--eps", "0.1,0.2", "--no-checks", "--minimal-eps"]
+    (figures,) = json.loads(robustkit(*typed, "0.02", "--json").stdout)["minimal_eps"]
+    assert figures["method"] == "pgd"
+    radii = pd.read_csv(figures["path"])
+    assert len(radii) == figures["n"] == 15
+    assert ((radii["breaks"] - radii["stands"]).dropna() <= 0.02).all()
+    assert figures["broken"] == radii["breaks"].notna().sum() > 0
+    assert "minimal eps by pgd: median" in robustkit(*typed).stdout
+    wrong = robustkit(*typed, "0")
+    assert wrong.exit_code == 2
+    assert "a tolerance above 0" in wrong.stderr
