@@ -12,7 +12,7 @@ from robustkit.attacks.examples import Examples, load_examples, save_examples
 from robustkit.attacks.fgsm import FGSM
 from robustkit.attacks.interval_gradient import IntervalGradient
 from robustkit.attacks.pgd import CW, PGD
-from robustkit.attacks.replay import Replay, Replayed
+from robustkit.attacks.replay import Replay, Replayed, replay_examples
 from robustkit.attacks.torch_attacks import TorchAttacksPGD
 from robustkit.attacks.warm import Points, Warm
 from robustkit.config import build
@@ -45,6 +45,7 @@ __all__ = [
     "attack_batches",
     "load_examples",
     "make_attack",
+    "replay_examples",
     "run_checks",
     "save_examples",
 ]

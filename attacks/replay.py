@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from robustkit.attacks.base import evaluating
+from robustkit.attacks.examples import Examples
+from robustkit.errors import RobustkitError
 from robustkit.margins import logit_margins, worst_margin
 from robustkit.threat import LinfBall
 
@@ -93,6 +96,38 @@ class Replay:
             log.warning("points are judged in the model alone, for it does not run in float64: %s", error)
             native = worst_margin(logit_margins(self.model(points), y), y)
             return Replayed(ball.contains(points, x), native, native)
+
+
+def replay_examples(model: nn.Module, examples: Examples, batch_size: int = 250) -> Replayed:
+    """Run saved adversarial examples again, in the ball they were saved for.
+
+    Args:
+        model: in any mode, on its device.
+        examples: as an attack or a verifier saved them.
+        batch_size: examples predicted together.
+
+    Returns:
+        What they turn out to be, on the device of the model.
+
+    Raises:
+        RobustkitError: the examples do not fit the model.
+    """
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    replay, ball = Replay.prepare(model), LinfBall(examples.eps)
+    arrays = (torch.from_numpy(one).to(device) for one in (examples.x_adv, examples.x, examples.y))
+    batches = zip(*(torch.split(one, batch_size) for one in arrays), strict=True)
+    try:
+        with evaluating(model):
+            seen = [replay.where_it_runs(x_adv, x, y, ball) for x_adv, x, y in batches if len(y)]
+    except (RuntimeError, IndexError) as error:
+        shape = tuple(examples.x.shape[1:])
+        raise RobustkitError(
+            f"expected examples that this network takes, got some of shape {shape} that do not fit ({error}); "
+            "name the network they were found on by --run or --checkpoint"
+        ) from error
+    empty = torch.zeros(0, device=device)
+    parts = [Replayed(empty.bool(), empty, empty.double()), *seen]
+    return Replayed(*(torch.cat([getattr(one, name) for one in parts]) for name in ("inside", "native", "wide")))
 
 
 @dataclass

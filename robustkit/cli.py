@@ -205,6 +205,7 @@ def train(**typed: Any) -> None:
 @evaluation_options
 @minimal_option
 @checks_option
+@click.option("--replay", metavar="FILE", help="Run saved examples again: runs/.../examples/*.npz.")
 @subject_options
 @data_options
 @compute_options
@@ -214,7 +215,14 @@ def attack(**typed: Any) -> None:
 
     Afterwards a few samples are checked for signs that the attacks were blind, such as gradients of zero or a search
     without gradients that finds more; a warning changes no figure and no exit code.
+
+    With --replay it attacks nothing, but runs saved adversarial examples again: each must lie in its ball and be wrong
+    in the network and in float64. Exit code 1 where one does not hold.
     """
+    file = typed.pop("replay")
+    if file is not None:
+        _replay(Path(file), typed)
+        return
     _evaluate(typed, ["attack"])
 
 
@@ -489,6 +497,39 @@ def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, An
     reached = [value for value in (figures["era"], figures["vra"]) if value is not None]
     if threshold is not None and min(reached) < threshold:
         raise Failure(f"{min(reached):.4f} is below --fail-under {threshold}", BELOW_THRESHOLD)
+
+
+def _replay(file: Path, typed: dict[str, Any]) -> None:
+    """Run saved adversarial examples again, against the run they lie in or the network named."""
+    from robustkit.attacks import load_examples, replay_examples
+    from robustkit.runs import CONFIG_FILE
+
+    network = ("run_path", "checkpoint", "model", "dataset", "data_root", "config_file", "settings", "as_json")
+    other = _typed({name: value for name, value in typed.items() if name not in network})
+    if other:
+        raise UsageError(f"expected besides --replay only what names the network, got {', '.join(other)}; leave it out")
+    examples = load_examples(file)
+    home = next((one for one in file.resolve().parents[:2] if (one / CONFIG_FILE).is_file()), None)
+    if home and not (typed["run_path"] or typed["checkpoint"] or typed["model"]):
+        typed = {**typed, "run_path": str(home)}
+    seen = replay_examples(_model(typed), examples)
+    hold, n = int(seen.broken.sum()), len(examples.y)
+    if typed["as_json"]:
+        click.echo(json.dumps({"file": str(file), "eps": examples.eps, "n": n, "hold": hold}))
+    else:
+        click.echo(
+            f"{hold} of {n} examples hold: in the ball of eps {examples.eps:.4g}, wrong in the network and float64"
+        )
+    failed = [row for row, holds in enumerate(seen.broken.tolist()) if not holds]
+    if failed:
+        first = failed[0]
+        where = "in" if bool(seen.inside[first]) else "outside"
+        raise Failure(
+            f"{len(failed)} of {n} examples do not hold; the first, of sample {int(examples.index[first])}, lies "
+            f"{where} its ball with margin {float(seen.native[first]):.4g} in the network and {float(seen.wide[first]):.4g} in "
+            "float64: another network, or a damaged file",
+            1,
+        )
 
 
 def _decide(instance: dict[str, Any], typed: dict[str, Any]) -> None:

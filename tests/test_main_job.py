@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustkit import evaluation, networks
-from robustkit.attacks import ATTACKS, PGD, AttackResult, load_examples
+from robustkit.attacks import ATTACKS, PGD, AttackResult, load_examples, save_examples
 from robustkit.cli import cli
 from robustkit.pipeline import run_facts
 from robustkit.results import read_table, summarise
@@ -616,3 +616,27 @@ def test_the_least_radius_of_each_sample_is_told(work: Path) -> None:
     wrong = robustkit(*typed, "0")
     assert wrong.exit_code == 2
     assert "a tolerance above 0" in wrong.stderr
+
+
+def test_saved_examples_are_replayed(work: Path) -> None:
+    assert robustkit("attack", "--method", "pgd", "--eps", "0.2", "--n", "40").exit_code == 0
+    (path,) = (only_run(work).path / "examples").glob("*.npz")
+    done = robustkit("attack", "--replay", str(path))
+    count = len(load_examples(path).y)
+    assert done.exit_code == 0
+    assert f"{count} of {count} examples hold: in the ball of eps 0.2" in done.stdout
+    shrunk = replace(load_examples(path), eps=0.1)
+    save_examples(path, shrunk)
+    failed = robustkit("attack", "--replay", str(path), "--json")
+    assert failed.exit_code == 1
+    assert json.loads(failed.stdout)["hold"] < count
+    assert "lies outside its ball" in failed.stderr
+
+
+def test_a_replay_takes_nothing_else(work: Path) -> None:
+    result = robustkit("attack", "--replay", "x.npz", "--method", "pgd", "--n", "3")
+    assert result.exit_code == 2
+    assert "expected besides --replay only what names the network, got methods, n" in result.stderr
+    missing = robustkit("attack", "--replay", "x.npz")
+    assert missing.exit_code == 1
+    assert "found none; run attack first" in missing.stderr

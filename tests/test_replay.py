@@ -1,12 +1,14 @@
 """A counterexample must be wrong in the model and in float64, strictly, and inside the ball."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks import AttackResult, attack_batches
+from robustkit.attacks import AttackResult, Examples, attack_batches, replay_examples
 from robustkit.attacks.replay import Look, Replay
 from robustkit.data import Split
+from robustkit.errors import RobustkitError
 from robustkit.results import Subject
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
@@ -157,3 +159,23 @@ def test_the_copy_leaves_the_model_as_it_was() -> None:
     assert model.training and not replay.wide.training
     assert next(model.parameters()).dtype == torch.float32
     assert next(replay.wide.parameters()).dtype == torch.float64
+
+
+def saved(*points: float, label: int = 0) -> Examples:
+    x_adv = np.array(points, dtype=np.float32).reshape(-1, 1)
+    y = np.full(len(points), label)
+    return Examples(np.full_like(x_adv, 0.5), x_adv, y, 1 - y, np.arange(len(points)), 0.375)
+
+
+def test_saved_examples_are_run_again_one_by_one() -> None:
+    """Broken, a tie, right, outside the ball: only the first holds."""
+    seen = replay_examples(DIFFERENCE, saved(0.125, 0.25, 0.3125, 0.0625), batch_size=3)
+    assert seen.broken.tolist() == [True, False, False, False]
+    assert seen.tied.tolist() == [False, True, False, False]
+    assert seen.inside.tolist() == [True, True, True, False]
+    assert not len(replay_examples(DIFFERENCE, saved()).broken)
+
+
+def test_examples_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(RobustkitError, match=r"got some of shape \(1,\) that do not fit .*--run or --checkpoint"):
+        replay_examples(flat([[1.0, 1.0], [0.0, 0.0]], [0.0, 0.0]), saved(0.125))
