@@ -526,8 +526,8 @@ def _replay(file: Path, typed: dict[str, Any]) -> None:
         where = "in" if bool(seen.inside[first]) else "outside"
         raise Failure(
             f"{len(failed)} of {n} examples do not hold; the first, of sample {int(examples.index[first])}, lies "
-            f"{where} its ball with margin {float(seen.native[first]):.4g} in the network and {float(seen.wide[first]):.4g} in "
-            "float64: another network, or a damaged file",
+            f"{where} its ball with margin {float(seen.native[first]):.4g} in the network and "
+            f"{float(seen.wide[first]):.4g} in float64: another network, or a damaged file",
             1,
         )
 
