@@ -75,7 +75,7 @@ class Subjects:
     def gain(self, name: str, margin: Tensor, what: str) -> Check:
         """Check that another attack, by its margins ``(B,)``, breaks no more than those in question did."""
         more = _share(margin <= 0) - _share(self.broken)
-        return self.few(name, more, f"more of the samples broken by {what} than by the attacks in question")
+        return self.few(name, more, f"of the samples more broken by {what}")
 
 
 def run_checks(

@@ -117,7 +117,8 @@ def run_experiment(experiment: Experiment, out: Path, reporter: Reporter) -> lis
         attacked = evaluate(network, "attack", network.config.attack, reporter)
         checked = check_attacks(network, attacked, network.config.attack, reporter)
         for line in describe_checks(checked) if checked else ():
-            reporter.say(line)
+            if not line.startswith("  pass"):
+                reporter.say(line)
         evaluate(network, "verify", network.config.verify, reporter)
         if network.run not in runs:  # two configurations may train alike and be evaluated differently
             runs.append(network.run)
