@@ -11,13 +11,16 @@ from robustkit.attacks.base import Attack, AttackResult
 from robustkit.attacks.battery import JOIN, Battery
 from robustkit.attacks.borrowed import MIFGSM, TorchAttacksPGD
 from robustkit.attacks.by_name import PREFIX, TorchAttack, library_attack, library_attacks, library_page
+from robustkit.attacks.checks import Check, run_checks
 from robustkit.attacks.evaluate import attack_batches
 from robustkit.attacks.examples import Examples, load_examples, save_examples
 from robustkit.attacks.fab import FAB
 from robustkit.attacks.fgsm import FGSM
 from robustkit.attacks.interval_gradient import IntervalGradient
 from robustkit.attacks.pgd import CW, PGD
+from robustkit.attacks.replay import Replay, Replayed, replay_examples
 from robustkit.attacks.square import Square
+from robustkit.attacks.warm import Points, Warm
 from robustkit.config import build
 from robustkit.errors import UsageError, unknown_name
 
@@ -53,17 +56,24 @@ __all__ = [
     "AttackResult",
     "AutoAttack",
     "Battery",
+    "Check",
     "Examples",
     "IntervalGradient",
+    "Points",
+    "Replay",
+    "Replayed",
     "Square",
     "TorchAttack",
     "TorchAttacksPGD",
+    "Warm",
     "attack_batches",
     "compose_attack",
     "library_attacks",
     "library_page",
     "load_examples",
     "make_attack",
+    "replay_examples",
+    "run_checks",
     "save_examples",
 ]
 

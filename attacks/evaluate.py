@@ -20,6 +20,7 @@ from robustkit.attacks.base import (
     evaluating,
     least_margin,
 )
+from robustkit.attacks.replay import Replay
 from robustkit.errors import RobustkitError
 from robustkit.margins import fold
 from robustkit.results import Subject, evaluation_table
@@ -72,12 +73,13 @@ def attack_batches(
         RobustkitError: the model gives no usable logits, the attack a point outside its ball, or one sample alone is
             too much for the memory.
     """
+    replay = Replay.prepare(model)
     first, size = 0, batch_size
     while first < len(split.y):
         part = slice(first, first + size)
         x, y, index = split.x[part], split.y[part], split.index[part]
         try:
-            done = evaluate_batch(attack, model, x, y, ball, index=index, subject=subject)
+            done = evaluate_batch(attack, replay, x, y, ball, index=index, subject=subject)
         except torch.OutOfMemoryError as error:
             size = _smaller(len(y), error)
             continue
@@ -116,7 +118,7 @@ def _say_if_probabilities(model: nn.Module, x: Tensor) -> None:
 
 def evaluate_batch(
     attack: Attack,
-    model: nn.Module,
+    replay: Replay,
     x: Tensor,
     y: Tensor,
     ball: LinfBall,
@@ -126,9 +128,13 @@ def evaluate_batch(
 ) -> tuple[pd.DataFrame, Tensor]:
     """Attack one batch, and judge the points by predicting them anew.
 
+    A sample is broken where the verifiers would say so too: a wrong class strictly ahead in the model and in float64.
+    What is only a tie, or wrong in one arithmetic alone, leaves the sample standing, and the row's reason says so; a
+    sample that is tied itself is misclassified.
+
     Args:
         attack: the attack.
-        model: the model, in any mode, on its device.
+        replay: the model, in any mode, on its device, and its float64 copy.
         x: inputs, shape ``(B, ...)``.
         y: labels, shape ``(B,)``.
         ball: the ball around each input.
@@ -143,6 +149,7 @@ def evaluate_batch(
         RobustkitError: the model gives no usable logits, or the attack a point outside its ball.
     """
     check_inputs(x, y, ball)
+    model = replay.model
     device = next((one.device for one in model.parameters()), x.device)
     inputs, labels = x.to(device), y.to(device).long()
     began = time.perf_counter()
@@ -154,9 +161,9 @@ def evaluate_batch(
         logits, logits_adv = checked_logits(model, inputs), checked_logits(model, x_adv)
     check_labels(labels, logits.shape[1])
     margin = least_margin(logits_adv, labels)
-    clean = (least_margin(logits, labels) > 0).tolist()
-    broken = (margin <= 0).tolist()
-    verdict = [fold(*one, verified=False, checked=False) for one in zip(clean, broken, strict=True)]
+    clean = least_margin(logits, labels) > 0
+    broken, reason = _judge(replay, x_adv, inputs, labels, ball, clean & ~(margin > 0))
+    verdict = [fold(*one, verified=False, checked=False) for one in zip(clean.tolist(), broken, strict=True)]
     rows = evaluation_table(
         subject,
         "attack",
@@ -170,6 +177,7 @@ def evaluate_batch(
         margin=margin.cpu().numpy(),
         proved_by=_found_by(found, verdict),
         seconds=[seconds] * len(y),
+        reason=reason,
     )
     return rows, x_adv.to(x.device)
 
@@ -180,6 +188,21 @@ def _found_by(found: AttackResult, verdict: list[Verdict]) -> list[str] | None:
         return None
     falsified = [one is Verdict.FALSIFIED for one in verdict]
     return [name if broken else "" for name, broken in zip(found.found_by, falsified, strict=True)]
+
+
+def _judge(
+    replay: Replay, x_adv: Tensor, x: Tensor, y: Tensor, ball: LinfBall, suspect: Tensor
+) -> tuple[list[bool], list[str]]:
+    """Run again the points that the model itself gets wrong, and only those: say which break, and why others do not."""
+    broken, reason = [False] * len(y), [""] * len(y)
+    rows = suspect.nonzero().flatten()
+    if len(rows):
+        with evaluating(replay.model):
+            seen = replay.where_it_runs(x_adv[rows], x[rows], y[rows], ball)
+        for place, row in enumerate(rows.tolist()):
+            broken[row] = bool(seen.broken[place])
+            reason[row] = "" if broken[row] else seen.tie(place)
+    return broken, reason
 
 
 def _check_points(attack: Attack, x_adv: Tensor, x: Tensor, ball: LinfBall) -> None:

@@ -76,6 +76,10 @@ class Examples:
         pairs = zip(earlier.arrays().items(), self.arrays().values(), strict=True)
         return Examples(**{name: np.concatenate([old, new]) for (name, old), new in pairs}, eps=self.eps)
 
+    def where(self, chosen: NDArray[np.bool_], eps: float) -> Examples:
+        """Give the chosen ones, as examples in a ball that is not smaller."""
+        return Examples(**{name: one[chosen] for name, one in self.arrays().items()}, eps=eps)
+
     def take(self, n: int) -> Examples:
         """Give the first ``n``."""
         return Examples(**{name: one[:n] for name, one in self.arrays().items()}, eps=self.eps)

@@ -1,7 +1,7 @@
 """Reports: tables, plots and pages derived from the results table."""
 
 from robustkit.reports.comparison import Block, Cell, Row, compare
-from robustkit.reports.facts import RunFacts
+from robustkit.reports.facts import RunFacts, ShownCheck
 from robustkit.reports.report import write_report
 from robustkit.reports.tables import as_csv, as_latex, as_markdown, as_text
 
@@ -10,6 +10,7 @@ __all__ = [
     "Cell",
     "Row",
     "RunFacts",
+    "ShownCheck",
     "as_csv",
     "as_latex",
     "as_markdown",

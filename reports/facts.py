@@ -40,6 +40,26 @@ class Shown(Protocol):
         """Radius of the ball."""
 
 
+class ShownCheck(Protocol):
+    """A check of attacks to show."""
+
+    @property
+    def name(self) -> str:
+        """What was checked."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the number is as expected."""
+
+    @property
+    def value(self) -> float:
+        """The number."""
+
+    @property
+    def expected(self) -> str:
+        """What was expected of it, in words."""
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """One run, as a report needs it.
@@ -56,6 +76,7 @@ class RunFacts:
         history: one row per epoch with the columns of the training metrics; empty where trained elsewhere.
         examples: adversarial examples of one attack, if any.
         recipe: the options it was trained with, by name, all but the seed; runs of one recipe are one row of a table.
+        checks: what the checks of its attacks came to.
     """
 
     name: str
@@ -69,6 +90,7 @@ class RunFacts:
     history: pd.DataFrame
     examples: Shown | None
     recipe: Mapping[str, str] = field(default_factory=dict)
+    checks: Sequence[ShownCheck] = ()
 
     @property
     def label(self) -> str:

@@ -11,7 +11,7 @@ import jinja2
 import pandas as pd
 
 from robustkit.reports.comparison import Block, Cell
-from robustkit.reports.facts import MISSING, RunFacts, eps_text
+from robustkit.reports.facts import MISSING, RunFacts, ShownCheck, eps_text
 from robustkit.reports.tables import first_columns, heading, interval, percent
 
 
@@ -42,6 +42,7 @@ def as_page(
         blocks=[_block(block) for block in blocks],
         plots=[{"caption": caption, "data": base64.b64encode(data).decode()} for caption, data in plots],
         evaluations=_evaluations(table),
+        checks=[_check(run, one) for run in runs for one in run.checks],
         runs=[_run(run) for run in runs],
     )
 
@@ -90,6 +91,16 @@ def _evaluations(table: pd.DataFrame) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def _check(run: RunFacts, check: ShownCheck) -> dict[str, Any]:
+    return {
+        "run": run.name,
+        "name": check.name,
+        "passed": "pass" if check.passed else "warn",
+        "value": f"{check.value:.3g}",
+        "expected": check.expected,
+    }
 
 
 def _run(run: RunFacts) -> dict[str, Any]:

@@ -62,9 +62,21 @@ class Eps(click.ParamType[list[float]]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
         """Read ``0.3``, ``8/255`` or ``0.1,0.2``."""
-        from robustkit.threat import parse_eps
+        from robustkit.threat import parse_radii
 
-        return value if isinstance(value, list) else [parse_eps(part) for part in str(value).split(",")]
+        return value if isinstance(value, list) else parse_radii(str(value))
+
+
+class EpsRange(click.ParamType[list[float]]):
+    """Radii at equal distances."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[float]:
+        """Read ``0:0.4:9``."""
+        from robustkit.threat import parse_range
+
+        return value if isinstance(value, list) else parse_range(str(value))
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -124,6 +136,7 @@ semantics_option = click.option(
 evaluation_options = _options(
     click.option("--method", "methods", multiple=True, metavar="NAME", help="May be repeated; commas work too."),
     click.option("--eps", type=Eps(), help="Radius, such as 0.3 or 8/255; several with commas."),
+    click.option("--eps-range", type=EpsRange(), metavar="A:B:COUNT", help="A curve: radii from A to B, 0:0.4:9."),
     click.option("--n", type=int, help="The first so many test samples.  [default: all]"),
     click.option("--batch-size", type=int, help="Samples worked on together.  [default: 250]"),
     click.option("--out", metavar="DIR", help="Where the results of --checkpoint go.  [default: runs/...]"),
@@ -133,6 +146,19 @@ evaluation_options = _options(
         type=click.FloatRange(0, 1),
         help="Exit with 4 where ERA or VRA is below; proofs in floating point alone do not count.",
     ),
+)
+
+checks_option = click.option(
+    "--checks/--no-checks", default=None, help="Look for signs that attacks were blind.  [default: --checks]"
+)
+
+minimal_option = click.option(
+    "--minimal-eps",
+    type=float,
+    is_flag=False,
+    flag_value=0.001,
+    metavar="[TOLERANCE]",
+    help="Also find the least radius that breaks each sample, by bisection.  [tolerance: 0.001]",
 )
 
 
@@ -183,18 +209,30 @@ def train(**typed: Any) -> None:
 @cli.command()
 @evaluation_options
 @click.option("--methods", "battery", metavar="A,B,C", help="These in turn, each on what those before it left.")
+@minimal_option
+@checks_option
+@click.option("--replay", metavar="FILE", help="Run saved examples again: runs/.../examples/*.npz.")
 @subject_options
 @data_options
 @compute_options
 @config_options
-def attack(battery: str | None, **typed: Any) -> None:
+def attack(battery: str | None, replay: str | None, **typed: Any) -> None:
     """Attack a network; what no attack breaks is its empirical robust accuracy (ERA).
 
     Methods: pgd and interval-gradient (the default); autoattack, the standard battery; and those that `robustkit
     attacks` explains. Of a battery, the column proved_by of the results names the attack that broke a sample.
+
+    Afterwards a few samples are checked for signs that the attacks were blind, such as gradients of zero or a search
+    without gradients that finds more; a warning changes no figure and no exit code.
+
+    With --replay it attacks nothing, but runs saved adversarial examples again: each must lie in its ball and be wrong
+    in the network and in float64. Exit code 1 where one does not hold.
     """
     if battery is not None:
         typed["methods"] = (*typed["methods"], "+".join(battery.split(",")))
+    if replay is not None:
+        _replay(Path(replay), typed)
+        return
     _evaluate(typed, ["attack"])
 
 
@@ -279,6 +317,7 @@ def export(onnx: str, run_path: str | None) -> None:
 
 @cli.command()
 @evaluation_options
+@checks_option
 @subject_options
 @data_options
 @compute_options
@@ -464,23 +503,77 @@ def _print_page(page: Page) -> None:
 
 
 def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
+    from robustkit.checking import check_attacks, describe_checks
     from robustkit.evaluation import evaluate as work
+    from robustkit.minimal import minimal_radii
     from robustkit.terminal import Terminal
 
     methods = [name for one in typed["methods"] for name in one.split(",")]
-    named = _given(eps=typed["eps"], n=typed["n"], batch_size=typed["batch_size"], methods=methods or None)
+    if typed["eps"] and typed["eps_range"]:
+        raise UsageError("expected --eps or --eps-range, got both; leave one out")
+    named = _given(
+        eps=typed["eps"] or typed["eps_range"], n=typed["n"], batch_size=typed["batch_size"], methods=methods or None
+    )
     wanted = {**named, **settings}
-    network = _network(typed, dict.fromkeys(kinds, wanted))
+    own = {kind: wanted | _given(checks=typed.get("checks") if kind == "attack" else None) for kind in kinds}
+    network = _network(typed, own)
     tables = {kind: work(network, kind, getattr(network.config, kind), Terminal()) for kind in kinds}  # type: ignore[arg-type]
+    checked = None
+    if "attack" in tables:
+        checked = check_attacks(network, tables["attack"], network.config.attack, Terminal())
+    found = []
+    if typed.get("minimal_eps") is not None:
+        found = minimal_radii(network, tables["attack"], network.config.attack, typed["minimal_eps"], Terminal())
     figures = _figures(network, tables)
+    if found:
+        figures["minimal_eps"] = [one.plain() for one in found]
+    if checked:
+        figures["checks"] = checked.plain()["checks"]
     if typed["as_json"]:
         click.echo(json.dumps(figures))
     else:
         _print_figures(figures, tables)
+        for one in found:
+            click.echo(f"  {one.describe()}")
+        for line in describe_checks(checked) if checked else ():
+            click.echo(f"  {line}")
     threshold = typed["fail_under"]
     reached = [value for value in (figures["era"], figures["vra"]) if value is not None]
     if threshold is not None and min(reached) < threshold:
         raise Failure(f"{min(reached):.4f} is below --fail-under {threshold}", BELOW_THRESHOLD)
+
+
+def _replay(file: Path, typed: dict[str, Any]) -> None:
+    """Run saved adversarial examples again, against the run they lie in or the network named."""
+    from robustkit.attacks import load_examples, replay_examples
+    from robustkit.runs import CONFIG_FILE
+
+    network = ("run_path", "checkpoint", "model", "dataset", "data_root", "config_file", "settings", "as_json")
+    other = _typed({name: value for name, value in typed.items() if name not in network})
+    if other:
+        raise UsageError(f"expected besides --replay only what names the network, got {', '.join(other)}; leave it out")
+    examples = load_examples(file)
+    home = next((one for one in file.resolve().parents[:2] if (one / CONFIG_FILE).is_file()), None)
+    if home and not (typed["run_path"] or typed["checkpoint"] or typed["model"]):
+        typed = {**typed, "run_path": str(home)}
+    seen = replay_examples(_model(typed), examples)
+    hold, n = int(seen.broken.sum()), len(examples.y)
+    if typed["as_json"]:
+        click.echo(json.dumps({"file": str(file), "eps": examples.eps, "n": n, "hold": hold}))
+    else:
+        click.echo(
+            f"{hold} of {n} examples hold: in the ball of eps {examples.eps:.4g}, wrong in the network and float64"
+        )
+    failed = [row for row, holds in enumerate(seen.broken.tolist()) if not holds]
+    if failed:
+        first = failed[0]
+        where = "in" if bool(seen.inside[first]) else "outside"
+        raise Failure(
+            f"{len(failed)} of {n} examples do not hold; the first, of sample {int(examples.index[first])}, lies "
+            f"{where} its ball with margin {float(seen.native[first]):.4g} in the network and "
+            f"{float(seen.wide[first]):.4g} in float64: another network, or a damaged file",
+            1,
+        )
 
 
 def _decide(instance: dict[str, Any], typed: dict[str, Any]) -> None:

@@ -162,6 +162,7 @@ class EvaluationConfig:
         n: evaluate the first so many test samples; all where it is not given.
         batch_size: samples worked on together.
         jobs: processes that verify single samples by branch and bound.
+        checks: look for signs that attacks were blind; of attacks only.
         options: hyper-parameters, by the method's name.
     """
 
@@ -170,6 +171,7 @@ class EvaluationConfig:
     n: int | None = None
     batch_size: int = 250
     jobs: int = 1
+    checks: bool = True
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

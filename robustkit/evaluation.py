@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,15 +11,26 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robustkit.attacks import Examples, attack_batches, compose_attack, load_examples, make_attack, save_examples
+from robustkit.attacks import (
+    Examples,
+    Points,
+    Warm,
+    attack_batches,
+    compose_attack,
+    load_examples,
+    make_attack,
+    save_examples,
+)
 from robustkit.config import EvaluationConfig, digest
 from robustkit.data import Split
 from robustkit.errors import SoundnessError, UnsupportedLayerError, UsageError, unknown_name
 from robustkit.networks import Network
 from robustkit.progress import Reporter, working
-from robustkit.results import COLUMNS, check_coherence, find_clashes, read_table, write_table
+from robustkit.results import check_coherence, find_clashes
 from robustkit.runs import EXAMPLES, RESULTS
+from robustkit.store import Store
 from robustkit.threat import LinfBall
+from robustkit.verdict import Verdict
 from robustkit.verifiers import VERIFIERS, make_verifier, verify_batches
 
 Kind = Literal["attack", "verify"]
@@ -30,17 +39,13 @@ Batches = Callable[[Split], Iterator[tuple[pd.DataFrame, Tensor]]]
 SHOWN_OF_NAME = 100
 """Characters of a method's name in the name of its file; a battery's can be longer than a file's may be."""
 
-KEPT_EXAMPLES = 500
-"""Adversarial examples kept of each evaluation."""
-
-WRITE_EVERY = 5.0
-"""Seconds after which finished rows are written, at the latest."""
-
 
 def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter: Reporter) -> pd.DataFrame:
     """Attack or verify a network by every method and at every radius asked for.
 
-    Rows that an earlier sitting computed are kept; only samples without one are worked on.
+    Rows that an earlier sitting computed are kept; only samples without one are worked on. Radii are taken in ascending
+    order: a sample that an attack breaks at one is broken at every larger one without work, and one that stands is
+    attacked there first from the worst point so far. So what an attack leaves never rises with the radius.
 
     Args:
         network: the network.
@@ -62,10 +67,12 @@ def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter:
     if not len(network.dataset.test):
         raise UsageError(f"expected test samples in {network.dataset.name}, found none")
     tables: dict[tuple[float, str], pd.DataFrame] = {}
-    for eps in dict.fromkeys(settings.eps or network.config.attack.eps):
+    smaller: dict[str, _Smaller] = {}
+    for eps in sorted(set(settings.eps or network.config.attack.eps)):
         for name in dict.fromkeys(settings.methods):
             try:
-                tables[eps, name] = _evaluate_one(network, kind, name, settings, eps, reporter)
+                one = _Evaluation(network, kind, name, settings, eps)
+                tables[eps, name], smaller[name] = _evaluate_one(one, smaller.get(name), reporter)
             except UnsupportedLayerError as error:
                 if kind == "verify":
                     raise
@@ -132,29 +139,57 @@ def _evidence(network: Network, clashes: pd.DataFrame) -> Examples:
     return Examples(x, x_adv, y, predicted, index, eps)
 
 
-def _evaluate_one(
-    network: Network, kind: Kind, name: str, settings: EvaluationConfig, eps: float, reporter: Reporter
-) -> pd.DataFrame:
-    batches, described = _worker(network, kind, name, settings, eps, reporter)
-    shown = name.replace(":", "-")[:SHOWN_OF_NAME]
-    file = f"{kind}-{shown}-eps{eps:.6g}-{digest([described, network.dataset.name, eps])}"
-    store = _Store.open(network, file)
-    split = network.dataset.test.take(settings.n)
+@dataclass(frozen=True)
+class _Evaluation:
+    """What is evaluated, and how."""
+
+    network: Network
+    kind: Kind
+    name: str
+    settings: EvaluationConfig
+    eps: float
+
+
+@dataclass(frozen=True)
+class _Smaller:
+    """What one method found at a radius, for the next larger one: its results and the worst points of this sitting."""
+
+    store: Store
+    points: Points
+
+
+def _evaluate_one(one: _Evaluation, smaller: _Smaller | None, reporter: Reporter) -> tuple[pd.DataFrame, _Smaller]:
+    """Evaluate by one method at one radius: give the rows, and what the next larger radius can use."""
+    network, eps = one.network, one.eps
+    batches, described = _worker(one, smaller, reporter)
+    shown = one.name.replace(":", "-")[:SHOWN_OF_NAME]
+    store = Store.open(network, f"{one.kind}-{shown}-eps{eps:.6g}-{digest([described, network.dataset.name, eps])}")
+    split = network.dataset.test.take(one.settings.n)
+    if one.kind == "attack" and smaller is not None:
+        store.carry(smaller.store, eps, split)
     known = _among(split, store.table["index"])
     todo = Split(split.x[~known], split.y[~known], split.index[~known])
     todo = todo.to(next(network.model.parameters()).device)
     place = {int(number): row for row, number in enumerate(todo.index)}
-    with working(reporter, f"{kind} {name} at eps {eps:.4g}", len(split), int(known.sum())):
+    found: dict[int, Tensor] = {}
+    with working(reporter, f"{one.kind} {one.name} at eps {eps:.4g}", len(split), int(known.sum())):
         try:
             for rows, x_adv in batches(todo):
                 with torch.no_grad():
                     predicted = network.model(x_adv).argmax(dim=1)
                 store.add(rows, todo.x[[place[number] for number in rows["index"]]], x_adv, predicted)
+                found.update(_standing(rows, x_adv))
                 reporter.advance(len(rows))
         finally:
             store.write()
     wanted = store.table["index"].isin(split.index.tolist())
-    return store.table[wanted].reset_index(drop=True)
+    return store.table[wanted].reset_index(drop=True), _Smaller(store, Points(eps, found))
+
+
+def _standing(rows: pd.DataFrame, x_adv: Tensor) -> dict[int, Tensor]:
+    """Give the points of the samples that an attack has not broken, by their position in the test set."""
+    left = (rows["verdict"] == Verdict.UNKNOWN) & (rows["kind"] == "attack")
+    return {int(rows["index"].iloc[row]): x_adv[row].cpu() for row in np.flatnonzero(left)}
 
 
 def _among(split: Split, index: pd.Series[int]) -> Tensor:
@@ -162,15 +197,16 @@ def _among(split: Split, index: pd.Series[int]) -> Tensor:
     return torch.from_numpy(np.isin(split.index.numpy(), index.to_numpy()))
 
 
-def _worker(
-    network: Network, kind: Kind, name: str, settings: EvaluationConfig, eps: float, reporter: Reporter
-) -> tuple[Batches, str]:
+def _worker(one: _Evaluation, smaller: _Smaller | None, reporter: Reporter) -> tuple[Batches, str]:
     """Give what evaluates a split, and the settings that name its results."""
-    model, subject, ball, size = network.model, network.subject, LinfBall(eps), settings.batch_size
-    if kind == "attack":
-        attack = compose_attack(name, settings.options)
+    settings = one.settings
+    model, subject, ball, size = one.network.model, one.network.subject, LinfBall(one.eps), settings.batch_size
+    if one.kind == "attack":
+        attack = compose_attack(one.name, settings.options)
+        if smaller is not None and smaller.points.eps > 0 and hasattr(attack, "steps"):  # one step stays one
+            attack = Warm(attack, smaller.points)
         return lambda split: attack_batches(attack, model, split, ball, subject, size), repr(attack)
-    verifier = make_verifier(name, settings.options.get(name))
+    verifier = make_verifier(one.name, settings.options.get(one.name))
 
     def tell(text: str) -> None:
         reporter.advance(0, text)
@@ -179,43 +215,3 @@ def _worker(
         return verify_batches(verifier, model, split, ball, subject, size, jobs=settings.jobs, tell=tell)
 
     return verify, repr(verifier)
-
-
-@dataclass
-class _Store:
-    """The rows and the examples of one evaluation, in memory and on disk."""
-
-    path: Path
-    examples_path: Path
-    table: pd.DataFrame
-    examples: Examples | None
-    written: float = field(default_factory=time.monotonic)
-    dirty: bool = False
-
-    @classmethod
-    def open(cls, network: Network, name: str) -> _Store:
-        """Take up what is there for these very weights."""
-        path = network.run.path / RESULTS / f"{name}.csv"
-        examples_path = network.run.path / EXAMPLES / f"{name}.npz"
-        table = read_table(path) if path.exists() else pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
-        if (table["model"] != network.subject.model).any():  # of weights that stood here before
-            examples_path.unlink(missing_ok=True)
-            return cls(path, examples_path, table.iloc[:0], None)
-        return cls(path, examples_path, table, load_examples(examples_path) if examples_path.exists() else None)
-
-    def add(self, rows: pd.DataFrame, x: Tensor, x_adv: Tensor, predicted: Tensor) -> None:
-        """Add a batch, and write if it is time."""
-        self.table = pd.concat([self.table, rows], ignore_index=True) if len(self.table) else rows
-        if self.examples is None or len(self.examples.y) < KEPT_EXAMPLES:
-            self.examples = Examples.of(rows, x, x_adv, predicted).after(self.examples).take(KEPT_EXAMPLES)
-        self.dirty = True
-        if time.monotonic() - self.written > WRITE_EVERY:
-            self.write()
-
-    def write(self) -> None:
-        """Write what has come since the last time."""
-        if self.dirty:
-            write_table(self.table, self.path)
-            if self.examples is not None and len(self.examples.y):
-                save_examples(self.examples_path, self.examples)
-            self.dirty, self.written = False, time.monotonic()

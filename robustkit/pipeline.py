@@ -9,6 +9,7 @@ import pandas as pd
 import tomli_w
 
 from robustkit.attacks import Examples, load_examples
+from robustkit.checking import check_attacks, describe_checks, read_checks
 from robustkit.config import Config, plain
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation import evaluate
@@ -17,7 +18,7 @@ from robustkit.files import replacing
 from robustkit.models import MIXTURE, read_card
 from robustkit.networks import open_checkpoint, train_network
 from robustkit.progress import Reporter
-from robustkit.reports import RunFacts, write_report
+from robustkit.reports import RunFacts, ShownCheck, write_report
 from robustkit.runs import EXAMPLES, EXPERIMENT_FILE, RESULTS, Run
 from robustkit.training import make_method
 
@@ -75,6 +76,7 @@ def run_facts(run: Run) -> RunFacts:
         history=history,
         examples=_examples(run),
         recipe={} if foreign else _recipe(config),
+        checks=_checks(run),
     )
 
 
@@ -112,7 +114,11 @@ def run_experiment(experiment: Experiment, out: Path, reporter: Reporter) -> lis
         reporter.say(f"[{place + 1}/{len(experiment.configs)}] {_describe(config)}")
         foreign = bool(config.model.checkpoint)
         network = open_checkpoint(config, out) if foreign else train_network(config, out, reporter)
-        evaluate(network, "attack", network.config.attack, reporter)
+        attacked = evaluate(network, "attack", network.config.attack, reporter)
+        checked = check_attacks(network, attacked, network.config.attack, reporter)
+        for line in describe_checks(checked) if checked else ():
+            if not line.startswith("  pass"):
+                reporter.say(line)
         evaluate(network, "verify", network.config.verify, reporter)
         if network.run not in runs:  # two configurations may train alike and be evaluated differently
             runs.append(network.run)
@@ -124,6 +130,12 @@ def _describe(config: Config) -> str:
         return f"{config.model.name} from {config.model.checkpoint}"
     eps = "" if config.train.eps is None else f" at eps {config.train.eps:.4g}"
     return f"{config.train.method} training on {config.data.name}{eps}, seed {config.seed}"
+
+
+def _checks(run: Run) -> Sequence[ShownCheck]:
+    """Take what the checks of its attacks came to."""
+    checked = read_checks(run)
+    return checked.checks if checked else ()
 
 
 def _examples(run: Run) -> Examples | None:

@@ -30,7 +30,7 @@ COLUMNS: dict[str, str] = {
     "verdict": "str",
     "margin": "float64",  # attack: the worst margin found; verify: the margin proved; NaN where there is none
     "proved_by": "str",  # what settled the sample
-    "reason": "str",  # why it is unknown, or verified in floating point only
+    "reason": "str",  # why it is unknown (of an attack: a tie), or verified in floating point only
     "seconds": "float64",  # this sample's share of the time
 }
 """Every column and its type."""
@@ -91,7 +91,7 @@ def evaluation_table(
         margin: the margin found or proved, shape ``(N,)``.
         seconds: time per sample, shape ``(N,)``.
         proved_by: what settled each sample.
-        reason: why each sample is unknown, or verified in floating point only.
+        reason: why each sample is unknown (of an attack: a tie), or verified in floating point only.
 
     Returns:
         A table with the columns of ``COLUMNS``.

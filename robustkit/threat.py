@@ -33,6 +33,45 @@ def parse_eps(text: str | float) -> float:
     return eps
 
 
+def parse_radii(text: str) -> list[float]:
+    """Read one radius, or several with commas between them.
+
+    Args:
+        text: such as ``0.3`` or ``8/255,0.1``.
+
+    Returns:
+        The radii, ascending, each once.
+
+    Raises:
+        UsageError: there is none, or one is no radius.
+    """
+    parts = [part for part in text.split(",") if part.strip()]
+    if not parts:
+        raise UsageError(f"expected one eps or more, like 0.1 or 0.1,0.2, got {text!r}; leave it out for the default")
+    return sorted({parse_eps(part) for part in parts})
+
+
+def parse_range(text: str) -> list[float]:
+    """Read radii at equal distances.
+
+    Args:
+        text: ``START:STOP:COUNT`` such as ``0:0.4:9`` for 0, 0.05, ..., 0.4.
+
+    Returns:
+        The radii, ascending.
+
+    Raises:
+        UsageError: not three parts, radii that are none or do not rise, or fewer than two of them.
+    """
+    parts = text.split(":")
+    if len(parts) != 3 or not parts[2].strip().isdecimal() or int(parts[2]) < 2:
+        raise UsageError(f"expected an eps range as START:STOP:COUNT with 2 radii or more, like 0:0.4:9, got {text!r}")
+    start, stop, count = parse_eps(parts[0]), parse_eps(parts[1]), int(parts[2])
+    if start >= stop:
+        raise UsageError(f"expected an eps range that rises, got {text!r}; swap its ends")
+    return [round(start + (stop - start) * place / (count - 1), 12) for place in range(count)]
+
+
 @dataclass(frozen=True)
 class LinfBall:
     """All inputs within ``eps`` of a sample in every pixel and inside the pixel range.

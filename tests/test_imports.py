@@ -14,7 +14,7 @@ LAYERS: list[set[str]] = [
     {"attacks"},
     {"training", "verifiers", "reports"},
     {"runs", "networks", "evaluation", "experiment", "variations", "pipeline", "summary", "catalogue"}
-    | {"handbook", "mixing", "board", "vnncomp"},
+    | {"handbook", "mixing", "board", "vnncomp", "checking", "store", "minimal"},
     {"cli", "terminal"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}

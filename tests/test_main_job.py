@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from robustkit import evaluation, networks
+from robustkit.attacks import ATTACKS, PGD, AttackResult, load_examples, save_examples
 from robustkit.cli import cli
 from robustkit.pipeline import run_facts
 from robustkit.results import read_table, summarise
 from robustkit.runs import Run
+from robustkit.threat import LinfBall
 
 TINY = ["--set", "train.epochs=2", "--set", "data.train_n=200", "--model", "mlp"]
 
@@ -528,3 +531,112 @@ def test_every_name_is_explained_and_sizes_are_the_published_ones(work: Path) ->
     assert lines["cnn5"].endswith("any image of at least 4 pixels a side")
     assert "default model mnist_small, eps 0.3" in robustkit("list", "datasets").stdout
     assert "Robust training on 8x8 digits, eps 0.1" in robustkit("list", "presets").stdout
+
+
+def test_an_attack_is_checked_and_the_report_shows_it(work: Path) -> None:
+    done = robustkit("attack", "--method", "fgsm", "--n", "20")
+    assert "checks on 10 samples at eps 0.05: " in done.stdout
+    assert "zero-gradient" in done.stdout
+    path = only_run(work).path / "checks.json"
+    before = path.stat().st_mtime_ns
+    figures = json.loads(robustkit("attack", "--method", "fgsm", "--n", "20", "--json").stdout)
+    assert {"name", "passed", "value", "expected"} == set(figures["checks"][0])
+    assert path.stat().st_mtime_ns == before, "what was checked is not checked again"
+    assert robustkit("report").exit_code == 0
+    (page,) = work.rglob("report.html")
+    assert "Checks of the attacks" in page.read_text()
+
+
+def test_checks_can_be_switched_off(work: Path) -> None:
+    done = robustkit("attack", "--method", "fgsm", "--n", "20", "--no-checks")
+    assert done.exit_code == 0
+    assert "checks on" not in done.stdout
+    assert not (only_run(work).path / "checks.json").exists()
+    assert "checks" not in json.loads(robustkit("attack", "--n", "20", "--eps", "0", "--json").stdout)
+
+
+def test_damaged_checks_are_one_clear_line(work: Path) -> None:
+    (only_run(work).path / "checks.json").write_text('{"key": ')
+    result = robustkit("attack", "--method", "fgsm", "--n", "20")
+    assert result.exit_code == 1
+    assert "could not read them" in result.stderr and "delete it" in result.stderr
+
+
+@dataclass(frozen=True)
+class Fickle:
+    """Breaks by a leap to the corner in the smallest ball only, and finds nothing in any larger one."""
+
+    name: str = "fickle"
+
+    def __call__(self, model: Any, x: Any, y: Any, ball: LinfBall, index: Any = None) -> AttackResult:
+        return PGD(steps=10, rel_step_size=0.2)(model, x, y, ball if ball.eps < 0.15 else LinfBall(0.0), index)
+
+
+def test_a_curve_never_rises_and_keeps_what_smaller_balls_broke(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ATTACKS, "fickle", Fickle)
+    typed = ["attack", "--method", "fickle", "--n", "60", "--json", "--no-checks"]
+    alone = json.loads(robustkit(*typed, "--eps", "0.2").stdout)
+    assert alone["era"] == alone["clean"]
+    figures = json.loads(robustkit(*typed, "--eps", "0.2,0.1,0.2").stdout)
+    small, large = figures["evaluations"]
+    assert (small["eps"], large["eps"]) == (0.1, 0.2)
+    assert small["robust"] == large["robust"] < small["clean"]
+    table = only_run(work).table()
+    carried = table[(table["eps"] == 0.2) & (table["verdict"] == "falsified")]
+    assert set(carried["reason"]) == {"broken at eps 0.1 already"}
+    first, second = (load_examples(path) for path in sorted((only_run(work).path / "examples").glob("*.npz")))
+    assert (first.eps, second.eps) == (0.1, 0.2)
+    np.testing.assert_array_equal(first.x_adv, second.x_adv)
+
+
+def test_a_curve_is_typed_as_a_range(work: Path) -> None:
+    figures = json.loads(robustkit("attack", "--method", "pgd", "--n", "30", "--eps-range", "0:0.2:5", "--json").stdout)
+    left = [one["robust"] for one in figures["evaluations"]]
+    assert [one["eps"] for one in figures["evaluations"]] == [0.0, 0.05, 0.1, 0.15, 0.2]
+    assert left == sorted(left, reverse=True)
+    assert left[0] == figures["clean"] > left[-1]
+    for typed, message in (
+        (("--eps", ""), "expected one eps or more"),
+        (("--eps", "0.1", "--eps-range", "0:1:2"), "both"),
+    ):
+        result = robustkit("attack", *typed)
+        assert result.exit_code == 2
+        assert message in result.stderr
+
+
+def test_the_least_radius_of_each_sample_is_told(work: Path) -> None:
+    typed = ["attack", "--method", "pgd", "--n", "15", "--eps", "0.1,0.2", "--no-checks", "--minimal-eps"]
+    (figures,) = json.loads(robustkit(*typed, "0.02", "--json").stdout)["minimal_eps"]
+    assert figures["method"] == "pgd"
+    radii = pd.read_csv(figures["path"])
+    assert len(radii) == figures["n"] == 15
+    assert ((radii["breaks"] - radii["stands"]).dropna() <= 0.02).all()
+    assert figures["broken"] == radii["breaks"].notna().sum() > 0
+    assert "minimal eps by pgd: median" in robustkit(*typed).stdout
+    wrong = robustkit(*typed, "0")
+    assert wrong.exit_code == 2
+    assert "a tolerance above 0" in wrong.stderr
+
+
+def test_saved_examples_are_replayed(work: Path) -> None:
+    assert robustkit("attack", "--method", "pgd", "--eps", "0.2", "--n", "40").exit_code == 0
+    (path,) = (only_run(work).path / "examples").glob("*.npz")
+    done = robustkit("attack", "--replay", str(path))
+    count = len(load_examples(path).y)
+    assert done.exit_code == 0
+    assert f"{count} of {count} examples hold: in the ball of eps 0.2" in done.stdout
+    shrunk = replace(load_examples(path), eps=0.1)
+    save_examples(path, shrunk)
+    failed = robustkit("attack", "--replay", str(path), "--json")
+    assert failed.exit_code == 1
+    assert json.loads(failed.stdout)["hold"] < count
+    assert "lies outside its ball" in failed.stderr
+
+
+def test_a_replay_takes_nothing_else(work: Path) -> None:
+    result = robustkit("attack", "--replay", "x.npz", "--method", "pgd", "--n", "3")
+    assert result.exit_code == 2
+    assert "expected besides --replay only what names the network, got methods, n" in result.stderr
+    missing = robustkit("attack", "--replay", "x.npz")
+    assert missing.exit_code == 1
+    assert "found none; run attack first" in missing.stderr

@@ -1,15 +1,19 @@
 """A counterexample must be wrong in the model and in float64, strictly, and inside the ball."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks import AttackResult
+from robustkit.attacks import AttackResult, Examples, attack_batches, replay_examples
+from robustkit.attacks.replay import Look, Replay
+from robustkit.data import Split
+from robustkit.errors import RobustkitError
+from robustkit.results import Subject
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
 from robustkit.verifiers import Complete, Outcome, make_verifier
 from robustkit.verifiers.cascade import apply_attack
-from robustkit.verifiers.replay import Look, Replay
 
 
 def flat(weight: list[list[float]], bias: list[float]) -> nn.Sequential:
@@ -104,9 +108,74 @@ def test_a_look_gives_the_first_counterexample_and_remembers_a_tie() -> None:
     assert found.item() == 0.125, "moved into the ball"
 
 
+def judged(model: nn.Module, x: float, point: float, eps: float) -> tuple[str, str]:
+    split = Split(torch.tensor([[x]]), torch.tensor([0]), torch.tensor([7]))
+    subject = Subject("toy", "abc", "natural", 0.1, "digits", 0)
+    ((rows, _),) = attack_batches(Pointing(point), model, split, LinfBall(eps), subject)
+    return str(rows["verdict"][0]), str(rows["reason"][0])
+
+
+def test_an_evaluated_attack_breaks_only_what_is_wrong_in_both() -> None:
+    assert judged(DIFFERENCE, 0.5, 0.125, 0.375) == (Verdict.FALSIFIED, "")
+    assert judged(DIFFERENCE, 0.5, 0.375, 0.25) == (Verdict.UNKNOWN, "")
+    verdict, reason = judged(DIFFERENCE, 0.5, 0.25, 0.25)
+    assert verdict == Verdict.UNKNOWN
+    assert reason.startswith("a tie: a point of the ball has margin 0 in the model and 0 in float64")
+
+
+def test_rounding_in_the_model_alone_breaks_nothing() -> None:
+    """Float32 has whole numbers only above 2^23, so this model rounds x to 0 or 1."""
+    model = nn.Sequential(flat([[1.0]], [2.0**23]), flat([[1.0]], [-(2.0**23)]), flat([[1.0], [0.0]], [0.0, 0.125]))
+    assert model(torch.tensor([[0.75], [0.25]])).tolist() == [[1.0, 0.125], [0.0, 0.125]]
+    verdict, reason = judged(model.eval(), 0.75, 0.25, 0.5)
+    assert verdict == Verdict.UNKNOWN
+    assert reason.startswith("a tie: a point of the ball has margin -0.125 in the model and 0.125 in float64")
+    assert judged(model, 0.75, 0.0625, 0.75) == (Verdict.FALSIFIED, "")
+
+
+def test_a_clean_tie_counts_as_misclassified() -> None:
+    assert judged(DIFFERENCE, 0.25, 0.25, 0.1) == (Verdict.MISCLASSIFIED, "")
+
+
+class Casting(nn.Module):
+    """Runs in float32 whatever it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = DIFFERENCE
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.float())  # type: ignore[no-any-return]
+
+
+def test_a_model_without_float64_is_judged_alone(caplog: pytest.LogCaptureFixture) -> None:
+    assert judged(Casting().eval(), 0.5, 0.125, 0.375) == (Verdict.FALSIFIED, "")
+    assert "it does not run in float64" in caplog.text
+
+
 def test_the_copy_leaves_the_model_as_it_was() -> None:
     model = flat([[1.0], [0.0]], [0.0, 0.25]).train()
     replay = Replay.prepare(model)
     assert model.training and not replay.wide.training
     assert next(model.parameters()).dtype == torch.float32
     assert next(replay.wide.parameters()).dtype == torch.float64
+
+
+def saved(*points: float, label: int = 0) -> Examples:
+    x_adv = np.array(points, dtype=np.float32).reshape(-1, 1)
+    y = np.full(len(points), label)
+    return Examples(np.full_like(x_adv, 0.5), x_adv, y, 1 - y, np.arange(len(points)), 0.375)
+
+
+def test_saved_examples_are_run_again_one_by_one() -> None:
+    """Broken, a tie, right, outside the ball: only the first holds."""
+    seen = replay_examples(DIFFERENCE, saved(0.125, 0.25, 0.3125, 0.0625), batch_size=3)
+    assert seen.broken.tolist() == [True, False, False, False]
+    assert seen.tied.tolist() == [False, True, False, False]
+    assert seen.inside.tolist() == [True, True, True, False]
+    assert not len(replay_examples(DIFFERENCE, saved()).broken)
+
+
+def test_examples_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(RobustkitError, match=r"got some of shape \(1,\) that do not fit .*--run or --checkpoint"):
+        replay_examples(flat([[1.0, 1.0], [0.0, 0.0]], [0.0, 0.0]), saved(0.125))

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from robustkit.attacks.replay import Look, Replay
 from robustkit.bounds.graph import Graph
 from robustkit.bounds.split_network import SplitNetwork
 from robustkit.margins import margin_specification
@@ -22,7 +23,6 @@ from robustkit.verifiers.claims import Ball
 from robustkit.verifiers.exact_network import ExactNetwork, Semantics
 from robustkit.verifiers.execution_error import executed
 from robustkit.verifiers.recheck import UNCHECKED
-from robustkit.verifiers.replay import Look, Replay
 from robustkit.verifiers.search import Found, Limits, search
 from robustkit.verifiers.search_proof import hidden_slopes
 from robustkit.verifiers.sound_bounds import enclose

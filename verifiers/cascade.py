@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustkit.attacks import ATTACKS, Attack, make_attack
+from robustkit.attacks.replay import Replay
 from robustkit.bounds import BoundMethod, bounded
 from robustkit.bounds.graph import trace
 from robustkit.errors import UnsupportedLayerError, UsageError, unknown_name
@@ -22,7 +23,6 @@ from robustkit.verifiers.branch_and_bound import BranchAndBound
 from robustkit.verifiers.exact_network import ExactNetwork, Semantics
 from robustkit.verifiers.preconditions import check_mode, checking
 from robustkit.verifiers.recheck import Recheck
-from robustkit.verifiers.replay import Replay
 
 log = logging.getLogger(__name__)
 

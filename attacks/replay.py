@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
+import logging
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from robustkit.attacks.base import evaluating
+from robustkit.attacks.examples import Examples
+from robustkit.errors import RobustkitError
 from robustkit.margins import logit_margins, worst_margin
 from robustkit.threat import LinfBall
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,51 @@ class Replay:
         native, wide = self.model(points), self.wide(points.detach().cpu().double()).to(x.device)
         margins = (worst_margin(logit_margins(logits, y), y) for logits in (native, wide))
         return Replayed(ball.contains(points, x), *margins)
+
+    @torch.no_grad()
+    def where_it_runs(self, points: Tensor, x: Tensor, y: Tensor, ball: LinfBall) -> Replayed:
+        """Run points again, in the model alone where no float64 copy of it runs; the checker proves nothing of such.
+
+        Arguments and result are those of a call.
+        """
+        try:
+            return self(points, x, y, ball)
+        except RuntimeError as error:  # of torch, where a forward casts to float32 by itself
+            log.warning("points are judged in the model alone, for it does not run in float64: %s", error)
+            native = worst_margin(logit_margins(self.model(points), y), y)
+            return Replayed(ball.contains(points, x), native, native)
+
+
+def replay_examples(model: nn.Module, examples: Examples, batch_size: int = 250) -> Replayed:
+    """Run saved adversarial examples again, in the ball they were saved for.
+
+    Args:
+        model: in any mode, on its device.
+        examples: as an attack or a verifier saved them.
+        batch_size: examples predicted together.
+
+    Returns:
+        What they turn out to be, on the device of the model.
+
+    Raises:
+        RobustkitError: the examples do not fit the model.
+    """
+    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    replay, ball = Replay.prepare(model), LinfBall(examples.eps)
+    arrays = (torch.from_numpy(one).to(device) for one in (examples.x_adv, examples.x, examples.y))
+    batches = zip(*(torch.split(one, batch_size) for one in arrays), strict=True)
+    try:
+        with evaluating(model):
+            seen = [replay.where_it_runs(x_adv, x, y, ball) for x_adv, x, y in batches if len(y)]
+    except (RuntimeError, IndexError) as error:
+        shape = tuple(examples.x.shape[1:])
+        raise RobustkitError(
+            f"expected examples that this network takes, got some of shape {shape} that do not fit ({error}); "
+            "name the network they were found on by --run or --checkpoint"
+        ) from error
+    empty = torch.zeros(0, device=device)
+    parts = [Replayed(empty.bool(), empty, empty.double()), *seen]
+    return Replayed(*(torch.cat([getattr(one, name) for one in parts]) for name in ("inside", "native", "wide")))
 
 
 @dataclass
