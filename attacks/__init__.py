@@ -11,6 +11,7 @@ from robustkit.attacks.examples import Examples, load_examples, save_examples
 from robustkit.attacks.fgsm import FGSM
 from robustkit.attacks.interval_gradient import IntervalGradient
 from robustkit.attacks.pgd import CW, PGD
+from robustkit.attacks.targeted import TargetedPGD
 from robustkit.attacks.torch_attacks import TorchAttacksPGD
 from robustkit.config import build
 from robustkit.errors import unknown_name
@@ -18,6 +19,7 @@ from robustkit.errors import unknown_name
 ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,
     "cw": CW,
+    "targeted-pgd": TargetedPGD,
     "fgsm": FGSM,
     "interval-gradient": IntervalGradient,
     "torchattacks-pgd": TorchAttacksPGD,
@@ -33,6 +35,7 @@ __all__ = [
     "AttackResult",
     "Examples",
     "IntervalGradient",
+    "TargetedPGD",
     "TorchAttacksPGD",
     "attack_batches",
     "load_examples",

@@ -159,6 +159,8 @@ def pgd_steps(
     steps: int,
     step_size: float | Tensor,
     loss: Loss,
+    aims: Tensor | None = None,
+    rel_last_step: float = 1.0,
     early_stop: bool = True,
 ) -> tuple[Worst, Tensor]:
     """Take signed gradient steps in a box of each sample's own.
@@ -172,8 +174,10 @@ def pgd_steps(
         lb: least point of each box, shape of ``start``.
         ub: greatest point of each box, shape of ``start``.
         steps: number of steps.
-        step_size: absolute, in pixel units: one for all or one a sample, shape ``(B,)``.
+        step_size: of the first step, absolute, in pixel units: one for all or one a sample, shape ``(B,)``.
         loss: what to raise.
+        aims: classes that the loss is of, in place of the labels, shape ``(B,)``.
+        rel_last_step: last step as a fraction of the first; those between shrink by an equal factor each.
         early_stop: leave a sample as soon as a point is misclassified, and score by margin; else by minus the loss.
 
     Returns:
@@ -187,27 +191,31 @@ def pgd_steps(
     worst = Worst(last.clone(), unseen, unseen.clone())
     sizes = torch.as_tensor(step_size, dtype=last.dtype, device=last.device).expand(len(last))
     sizes = sizes.reshape(-1, *[1] * (last.ndim - 1))
-    rows, x = torch.arange(len(last), device=last.device), last.clone()
+    shrinking = rel_last_step ** (1 / max(1, steps - 1))
+    rows, x, aims = torch.arange(len(last), device=last.device), last.clone(), y if aims is None else aims
     for step in range(steps + 1):
-        seen, gradient = _look(model, x, y, loss, by_margin=early_stop, ascend=step < steps)
+        seen, gradient = _look(model, x, y, aims, loss, by_margin=early_stop, ascend=step < steps)
         worst.offer(rows, seen)
         going = seen.margin > 0
         if early_stop and not going.all():  # only then is there anything to leave out
             last[rows] = seen.x_adv
-            rows, x, y, lb, ub, sizes, gradient = (one[going] for one in (rows, x, y, lb, ub, sizes, gradient))
+            rows, x, y, aims, gradient = (one[going] for one in (rows, x, y, aims, gradient))
+            lb, ub, sizes = lb[going], ub[going], sizes[going]
         if step == steps or not len(rows):
             break
-        x = x.addcmul(sizes, gradient.sign_()).clamp_(lb, ub)
+        x = x.addcmul(sizes, gradient.sign_(), value=shrinking**step).clamp_(lb, ub)
     last[rows] = x
     return worst, last
 
 
-def _look(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, by_margin: bool, ascend: bool) -> tuple[Worst, Tensor]:
+def _look(
+    model: nn.Module, x: Tensor, y: Tensor, aims: Tensor, loss: Loss, *, by_margin: bool, ascend: bool
+) -> tuple[Worst, Tensor]:
     """Score points and, to go on from them, give the gradient of the loss there."""
     with torch.set_grad_enabled(ascend):
         x = x.detach().requires_grad_(ascend)
         logits = checked_logits(model, x)
-        losses = loss(logits, y)
+        losses = loss(logits, aims)
         gradient = _gradient(losses, x) if ascend else torch.zeros_like(x)
     margin = least_margin(logits.detach(), y)
     score = margin if by_margin else -losses.detach().double()
