@@ -54,7 +54,9 @@ class PGD:
 
     Attributes:
         steps: gradient steps of each restart.
-        rel_step_size: step as a fraction of eps.
+        rel_step_size: step as a fraction of eps; the first one where steps shrink.
+        rel_last_step: last step as a fraction of the first, the steps between shrinking by an equal factor each; 1
+            keeps them alike. From ``rel_step_size=0.5`` to a fiftieth of that usually finds more than equal steps.
         restarts: random starts.
         loss: ``"ce"``, cross-entropy, or ``"margin"``, which survives logits of any size.
         random_start: start from a random point rather than from the sample.
@@ -75,10 +77,12 @@ class PGD:
     random_start: bool = True
     early_stop: bool = True
     seed: int = 0
+    rel_last_step: float = 1.0
 
     def __post_init__(self) -> None:
         check_setting(self.steps >= 1, "steps", "of at least 1", self.steps)
         check_setting(self.rel_step_size > 0, "rel_step_size", "above 0", self.rel_step_size)
+        check_setting(0 < self.rel_last_step <= 1, "rel_last_step", "in (0, 1]", self.rel_last_step)
         check_setting(self.restarts >= 1, "restarts", "of at least 1", self.restarts)
         check_setting(self.loss in LOSSES, "loss", f"as one of {', '.join(LOSSES)}", self.loss)
         alike = self.restarts > 1 and not self.random_start
@@ -112,6 +116,7 @@ class PGD:
             steps=self.steps,
             step_size=self.rel_step_size * ball.eps,
             loss=LOSSES[self.loss],
+            rel_last_step=self.rel_last_step,
             early_stop=self.early_stop,
         )
         return worst

@@ -41,6 +41,7 @@ FAST = [
     PGD(steps=10, rel_step_size=0.25),
     PGD(steps=10, rel_step_size=0.25, restarts=3, loss="margin"),
     PGD(steps=10, rel_step_size=0.25, random_start=False),
+    PGD(steps=10, rel_step_size=1.0, rel_last_step=0.1),
     CW(steps=10, rel_step_size=0.25),
     TargetedPGD(steps=10, restarts=2),
     FGSM(),
@@ -49,6 +50,7 @@ FAST = [
 SLOWER = [
     IntervalGradient(steps=5, rel_step_size=0.25),
     IntervalGradient(inner="cw", steps=5, rel_step_size=0.25, move="small", bound_batch=3),
+    IntervalGradient(steps=5, rel_step_size=1.0, rel_last_step=0.1, widths_at_once=4),
     TorchAttacksPGD(steps=10, rel_step_size=0.25),
 ]
 TRAINING = [
@@ -159,7 +161,7 @@ def test_same_seed_same_points(attack: Attack) -> None:
     assert torch.equal(first.margin, second.margin)
 
 
-@pytest.mark.parametrize("attack", [*FAST, *SLOWER[:2], *TRAINING, TorchAttacksPGD(random_start=False)], ids=repr)
+@pytest.mark.parametrize("attack", [*FAST, *SLOWER[:-1], *TRAINING, TorchAttacksPGD(random_start=False)], ids=repr)
 def test_results_do_not_depend_on_batches_or_order(attack: Attack) -> None:
     model = mlp()
     data = samples(model, 12, 6)
@@ -402,6 +404,7 @@ def test_bad_inputs_are_refused(attack: Attack, x: Tensor, y: list[int], message
     [
         (lambda: PGD(steps=0), "expected steps of at least 1, got 0"),
         (lambda: PGD(rel_step_size=0.0), "rel_step_size above 0"),
+        (lambda: PGD(rel_last_step=2.0), r"rel_last_step in \(0, 1\], got 2.0"),
         (lambda: PGD(restarts=0), "restarts of at least 1"),
         (lambda: PGD(loss="hinge"), "loss as one of ce, margin, got 'hinge'"),  # type: ignore[arg-type]
         (lambda: PGD(restarts=2, random_start=False), "all would be alike"),
@@ -412,6 +415,8 @@ def test_bad_inputs_are_refused(attack: Attack, x: Tensor, y: list[int], message
         (lambda: IntervalGradient(inner="blob"), "inner as one of pgd, cw"),  # type: ignore[arg-type]
         (lambda: IntervalGradient(rel_widening=0.7), r"rel_widening in \(0, 0.5\]"),
         (lambda: IntervalGradient(bound_batch=0), "bound_batch of at least 1"),
+        (lambda: IntervalGradient(widths_at_once=0), "widths_at_once of at least 1"),
+        (lambda: IntervalGradient(rel_last_step=0.0), "rel_last_step in"),
         (lambda: make_attack("pdg"), "unknown attack 'pdg'; did you mean pgd"),
         (lambda: make_attack("pgd", {"step": 3}), "unknown option of attack.options.pgd 'step'; did you mean steps"),
         (lambda: make_attack("pgd", {"steps": "many"}), "expected attack.options.pgd.steps as int, got 'many'"),

@@ -100,6 +100,18 @@ def test_only_what_stands_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (found.margin <= 0).tolist() == [True, True, False, True]
 
 
+@pytest.mark.parametrize("together", [2, 3, 9])
+def test_widths_bounded_together_give_the_same_points(together: int) -> None:
+    """Each sample takes its narrowest box that is won, whatever wider ones stand beside it."""
+    x = torch.tensor([[0.5, 0.518], [0.5, 0.50], [0.5, 0.2], [0.5, 0.49]])
+    network, y = BoundedNetwork(planted(), x[:1]), torch.zeros(4, dtype=torch.long)
+    gradient, radius = IntervalGradient()._interval_gradient(network, x, y, 3, BALL)
+    assert radius.tolist() == pytest.approx([0.03, 0.05, 0.0, 0.0])
+    both = IntervalGradient(widths_at_once=together)._interval_gradient(network, x, y, 3, BALL)
+    torch.testing.assert_close(both[0], gradient)
+    torch.testing.assert_close(both[1], radius)
+
+
 def test_breaks_whatever_its_inner_attack_breaks() -> None:
     torch.manual_seed(4)
     model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3))
