@@ -39,14 +39,16 @@ class IntervalGradient:
         rel_widening: half-width of the smallest box as a fraction of eps, at most 1/2.
         move: ``"corner"`` jumps to the corner of the ball that the interval gradient points to, as the authors' code
             does; ``"small"`` goes as far as the box is wide.
+        hopeless: what becomes of a point around which no class could win in the widest box. ``"redraw"`` attacks the
+            sample from a random point, ``"stay"`` from the same point again, as the authors' code does.
         bound_batch: samples bounded at once, to limit memory.
         widths_at_once: boxes of a sample bounded at once. One wastes nothing: a box is bounded only where the narrower
             ones found no class; more keep a device busy that has room for them. The points are the same.
         seed: of the random starts.
 
     Source: Wang et al. 2019, arXiv 1906.02282, with the constants of the authors' code at eps 0.3: step 0.01, widening
-    0.01. Deviations: samples leave as soon as they are broken; a pixel with coefficient 0 stays where it is;
-    a mixture is attacked along the interval gradient of its robust network.
+    0.01. Deviations: samples leave as soon as they are broken; a pixel with coefficient 0 stays where it is; hopeless
+    points are drawn anew unless told to stay; a mixture is attacked along the interval gradient of its robust network.
     """
 
     name: ClassVar[str] = "interval-gradient"
@@ -60,11 +62,13 @@ class IntervalGradient:
     bound_batch: int = 50
     seed: int = 0
     rel_last_step: float = 1.0
+    hopeless: Literal["redraw", "stay"] = "redraw"
     widths_at_once: int = 1
 
     def __post_init__(self) -> None:
         check_setting(self.inner in INNER_LOSSES, "inner", f"as one of {', '.join(INNER_LOSSES)}", self.inner)
         check_setting(self.move in ("corner", "small"), "move", "as one of corner, small", self.move)
+        check_setting(self.hopeless in ("redraw", "stay"), "hopeless", "as one of redraw, stay", self.hopeless)
         check_setting(self.rel_step_size > 0, "rel_step_size", "above 0", self.rel_step_size)
         check_setting(0 < self.rel_last_step <= 1, "rel_last_step", "in (0, 1]", self.rel_last_step)
         check_setting(0 < self.rel_widening <= 0.5, "rel_widening", "in (0, 0.5]", self.rel_widening)
@@ -93,8 +97,8 @@ class IntervalGradient:
         if restart > 0 and len(rows):
             points[rows] = random_start(task.x[rows], ball, task.index[rows.cpu()], seed=self.seed, restart=restart)
         self._attack_from(points, model, task, ball)
-        for _ in range(self.interval_iters if restart < 2 else 1):
-            self._move(points, network, task, ball)
+        for move in range(self.interval_iters if restart < 2 else 1):
+            self._move(points, network, task, ball, draw=-1 - restart * self.interval_iters - move)
             self._attack_from(points, model, task, ball)
 
     def _attack_from(self, points: Tensor, model: nn.Module, task: Task, ball: LinfBall) -> None:
@@ -116,8 +120,8 @@ class IntervalGradient:
         task.worst.offer(rows, worst)
 
     @torch.no_grad()
-    def _move(self, points: Tensor, network: Bounded, task: Task, ball: LinfBall) -> None:
-        """Move what stands along its interval gradient, back into the ball."""
+    def _move(self, points: Tensor, network: Bounded, task: Task, ball: LinfBall, *, draw: int) -> None:
+        """Move what stands along its interval gradient, back into the ball; where hopeless, by this draw."""
         for rows in torch.split(task.worst.standing(), self.bound_batch):
             if not len(rows):
                 return
@@ -125,6 +129,10 @@ class IntervalGradient:
             reach = 2 * ball.eps if self.move == "corner" else radius.reshape(-1, *[1] * (points.ndim - 1))
             moved = points[rows] + reach * gradient.sign()
             points[rows] = torch.minimum(torch.maximum(moved, task.lb[rows]), task.ub[rows])
+            stuck = rows[radius == 0]
+            if self.hopeless == "redraw" and len(stuck):
+                index = task.index[stuck.cpu()]
+                points[stuck] = random_start(task.x[stuck], ball, index, seed=self.seed, restart=draw)
 
     def _interval_gradient(
         self, network: Bounded, points: Tensor, y: Tensor, classes: int, ball: LinfBall

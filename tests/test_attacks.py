@@ -414,6 +414,7 @@ def test_bad_inputs_are_refused(attack: Attack, x: Tensor, y: list[int], message
         (lambda: TorchAttacksPGD(steps=0), "steps of at least 1"),
         (lambda: IntervalGradient(inner="blob"), "inner as one of pgd, cw"),  # type: ignore[arg-type]
         (lambda: IntervalGradient(rel_widening=0.7), r"rel_widening in \(0, 0.5\]"),
+        (lambda: IntervalGradient(hopeless="pray"), "hopeless as one of redraw, stay"),  # type: ignore[arg-type]
         (lambda: IntervalGradient(bound_batch=0), "bound_batch of at least 1"),
         (lambda: IntervalGradient(widths_at_once=0), "widths_at_once of at least 1"),
         (lambda: IntervalGradient(rel_last_step=0.0), "rel_last_step in"),
