@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from torch import nn
 
 from robustkit.config import TrainConfig
 from robustkit.data import Dataset, load_dataset
+from robustkit.data.named import DATA_VARIABLE
 from robustkit.errors import RobustkitError
 from robustkit.models import load_weights, make_model
 from robustkit.progress import Silent
@@ -49,15 +51,21 @@ def trained(method: str, eps: float, epochs: int) -> nn.Module:
 
 
 @cache
-def published() -> nn.Module | None:
-    """Give the MixTrain authors' MNIST_Small at eps 0.3, where it lies beside the data."""
-    for root in (Path("../shared"), Path(__file__).parents[1] / "../shared"):
-        path = root / "models" / "mixtrain" / "mnist_small_mixtrain_0.3.pth"
+def beside_the_data(file: str) -> nn.Module | None:
+    """Give the MNIST_Small of a published file, a path under ``models`` where these lie beside the data."""
+    given = Path(os.environ.get(DATA_VARIABLE, "../shared/data")).parent
+    for root in (given, Path(__file__).parents[1] / "../shared"):
+        path = root / "models" / file
         if dataset().name == "mnist" and path.exists():
             model = fresh()
             load_weights(model, path)
             return model.eval()
     return None
+
+
+def published() -> nn.Module | None:
+    """Give the MixTrain authors' MNIST_Small at eps 0.3, where it lies beside the data."""
+    return beside_the_data("mixtrain/mnist_small_mixtrain_0.3.pth")
 
 
 @cache
