@@ -106,7 +106,8 @@ class PGD:
     def _restart(self, model: nn.Module, task: Task, ball: LinfBall, rows: Tensor, restart: int) -> Worst:
         start = task.x[rows]
         if self.random_start:
-            start = random_start(start, ball, task.index[rows.cpu()], seed=self.seed, restart=restart)
+            box = task.lb[rows], task.ub[rows]
+            start = random_start(start, ball, task.index[rows.cpu()], seed=self.seed, restart=restart, box=box)
         worst, _ = pgd_steps(
             model,
             start,

@@ -71,12 +71,12 @@ class TargetedPGD:
             return task.worst.result()
 
     def _aim(self, model: nn.Module, task: Task, ball: LinfBall, rows: Tensor, aims: Tensor, start: int) -> Worst:
+        box = task.lb[rows], task.ub[rows]
         worst, _ = pgd_steps(
             model,
-            random_start(task.x[rows], ball, task.index[rows.cpu()], seed=self.seed, restart=start),
+            random_start(task.x[rows], ball, task.index[rows.cpu()], seed=self.seed, restart=start, box=box),
             task.y[rows],
-            task.lb[rows],
-            task.ub[rows],
+            *box,
             steps=self.steps,
             step_size=self.rel_step_size * ball.eps,
             rel_last_step=self.rel_last_step,
