@@ -39,14 +39,14 @@ def fresh(name: str | None = None, width: int | None = None) -> nn.Module:
 
 
 @cache
-def trained(method: str, eps: float, epochs: int) -> nn.Module:
-    """Train on at most 10,000 samples."""
+def trained(method: str, eps: float, epochs: int, **options: float) -> nn.Module:
+    """Train on at most 10,000 samples, by a method with options of its own."""
     data = dataset()
     model = fresh()
     few = Dataset(**{**vars(data), "train": data.train.take(10_000), "val": data.val.take(1)})
     plan = TrainConfig(eps=eps, epochs=epochs, weight_decay=0.0, ramp_end=0.6)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, few, make_method(method), plan, seed=0, folder=Path(folder), reporter=Silent())
+        train(model, few, make_method(method, options), plan, seed=0, folder=Path(folder), reporter=Silent())
     return model
 
 

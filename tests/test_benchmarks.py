@@ -182,6 +182,15 @@ def test_curves_fall_and_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
 
 
+def test_the_network_trained_here_is_always_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(networks, "beside_the_data", lambda file: networks.fresh() if "wong" in file else None)
+    monkeypatch.setattr(networks, "trained", lambda *one, **more: asked.append((one, more)) or nn.Flatten())
+    names = [name for name, _, _ in attack_curves.subjects()]
+    assert names == ["Wong & Kolter", "Wong & Kolter, 0.1", "PGD, trained here"]
+    assert asked == [(("pgd", networks.dataset().eps, 6), {"steps": 10, "rel_step_size": 0.25})]
+
+
 def test_published_files_lie_beside_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     weights = networks.fresh().state_dict()
     next(iter(weights.values())).add_(1.0)
