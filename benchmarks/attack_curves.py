@@ -136,17 +136,20 @@ def curves(samples: int, tell: Callable[[str], object]) -> list[Point]:
 def draw(points: list[Point]) -> Figure:
     """Draw a panel for each network, a line for each attack."""
     panels = [(name, list(few)) for name, few in groupby(points, key=lambda one: one.network)]
-    figure = Figure(figsize=(3.2 * len(panels), 3.6), layout="constrained")
+    columns = min(3, len(panels))
+    lines = -(-len(panels) // columns)
+    figure = Figure(figsize=(3.2 * columns, 2.6 * lines + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    for axes, (name, few) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+    for place, (name, few) in enumerate(panels, start=1):
+        axes = figure.add_subplot(lines, columns, place)
         for attack, line in groupby(few, key=lambda one: one.attack):
             ends = [(one.evaluations, one.left) for one in line]
             marks = "--s" if "interval" in attack else "-o"
             axes.plot(*zip(*ends, strict=True), marks, markersize=4, linewidth=1.2, label=attack)
         axes.set_title(name, fontsize=10)
         axes.set_xlabel("gradient evaluations a sample", fontsize=8)
-    figure.axes[0].set_ylabel("accuracy left, %")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
+        axes.set_ylabel("accuracy left, %", fontsize=8)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
