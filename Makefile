@@ -4,7 +4,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 ROBUSTKIT := .venv/bin/robustkit
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint format types check bench requirements clean
+.PHONY: help install demo test test-slow lint format types check bench curves requirements clean
 
 help:
 	@echo "make demo   train, attack, verify and report on the embedded dataset (about two minutes)"
@@ -45,6 +45,9 @@ check: lint types test
 
 bench: install
 	.venv/bin/python -m benchmarks
+
+curves: install
+	.venv/bin/python -m benchmarks.attack_curves --image docs/images/attack-curves.png
 
 requirements:
 	$(UV) export --quiet --locked --no-dev --no-emit-project --format requirements-txt --no-header -o requirements.txt

@@ -20,6 +20,7 @@ from robustkit.attacks.interval_gradient import IntervalGradient
 from robustkit.attacks.pgd import CW, PGD
 from robustkit.attacks.replay import Replay, Replayed, replay_examples
 from robustkit.attacks.square import Square
+from robustkit.attacks.targeted import TargetedPGD
 from robustkit.attacks.warm import Points, Warm
 from robustkit.config import build
 from robustkit.errors import UsageError, unknown_name
@@ -27,6 +28,7 @@ from robustkit.errors import UsageError, unknown_name
 ATTACKS: dict[str, type[Attack]] = {
     "pgd": PGD,
     "cw": CW,
+    "targeted-pgd": TargetedPGD,
     "fgsm": FGSM,
     "mi-fgsm": MIFGSM,
     "apgd-ce": APGDCE,
@@ -63,6 +65,7 @@ __all__ = [
     "Replay",
     "Replayed",
     "Square",
+    "TargetedPGD",
     "TorchAttack",
     "TorchAttacksPGD",
     "Warm",

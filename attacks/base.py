@@ -94,7 +94,7 @@ class Worst:
         worse = (wrong & ~was_wrong) | ((wrong == was_wrong) & (points.score < self.score[rows]))
         chosen = worse.nonzero().flatten()
         for kept, offered in ((self.x_adv, points.x_adv), (self.margin, points.margin), (self.score, points.score)):
-            kept.index_copy_(0, rows[chosen], offered[chosen])
+            kept.index_copy_(0, rows[chosen], offered.index_select(0, chosen))  # faster than by brackets
 
     def standing(self) -> Tensor:
         """Give the positions of the samples without a misclassified point, shape ``(R,)``."""
@@ -254,7 +254,15 @@ def least_margin(logits: Tensor, y: Tensor) -> Tensor:
     return margin.double().nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
 
 
-def random_start(x: Tensor, ball: LinfBall, index: Tensor, *, seed: int, restart: int) -> Tensor:
+def random_start(
+    x: Tensor,
+    ball: LinfBall,
+    index: Tensor,
+    *,
+    seed: int,
+    restart: int,
+    box: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Draw ``x + U(-eps, eps)``, cut to the ball: one point a sample, whatever batch the sample stands in.
 
     Args:
@@ -263,6 +271,7 @@ def random_start(x: Tensor, ball: LinfBall, index: Tensor, *, seed: int, restart
         index: positions in the test set, shape ``(B,)``.
         seed: of the attack.
         restart: number of the restart.
+        box: ``ball.inner_box(x)``, where it is known already: it takes longer than the draw.
 
     Returns:
         Points of the shape and type of ``x``, in the ball.
@@ -274,7 +283,8 @@ def random_start(x: Tensor, ball: LinfBall, index: Tensor, *, seed: int, restart
         torch.rand(x.shape[1:], generator=generator.manual_seed(derived_seed(seed, one, restart)), dtype=x.dtype)
         for one in index.tolist()
     ]
-    return ball.project(x + (2 * torch.stack(draws).to(x.device) - 1) * ball.eps, x)
+    lb, ub = ball.inner_box(x) if box is None else box
+    return torch.minimum(torch.maximum(x + (2 * torch.stack(draws).to(x.device) - 1) * ball.eps, lb), ub)
 
 
 def derived_seed(*parts: int) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar, Literal
 
 import torch
@@ -31,18 +32,23 @@ class IntervalGradient:
     Attributes:
         inner: ``"pgd"`` (cross-entropy) or ``"cw"`` (margin loss).
         steps: gradient steps of each inner attack.
-        rel_step_size: step of the inner attack as a fraction of eps.
+        rel_step_size: step of the inner attack as a fraction of eps; the first one where steps shrink.
+        rel_last_step: last step of the inner attack as a fraction of the first; the authors' steps are all equal.
         restarts: starts; the authors ran 50, of which the first few find most.
         interval_iters: moves of each of the first two restarts; later ones make one.
         rel_widening: half-width of the smallest box as a fraction of eps, at most 1/2.
         move: ``"corner"`` jumps to the corner of the ball that the interval gradient points to, as the authors' code
             does; ``"small"`` goes as far as the box is wide.
+        hopeless: what becomes of a point around which no class could win in the widest box. ``"redraw"`` attacks the
+            sample from a random point, ``"stay"`` from the same point again, as the authors' code does.
         bound_batch: samples bounded at once, to limit memory.
+        widths_at_once: boxes of a sample bounded at once. One wastes nothing: a box is bounded only where the narrower
+            ones found no class; more keep a device busy that has room for them. The points are the same.
         seed: of the random starts.
 
     Source: Wang et al. 2019, arXiv 1906.02282, with the constants of the authors' code at eps 0.3: step 0.01, widening
-    0.01. Deviations: samples leave as soon as they are broken; a pixel with coefficient 0 stays where it is;
-    a mixture is attacked along the interval gradient of its robust network.
+    0.01. Deviations: samples leave as soon as they are broken; a pixel with coefficient 0 stays where it is; hopeless
+    points are drawn anew unless told to stay; a mixture is attacked along the interval gradient of its robust network.
     """
 
     name: ClassVar[str] = "interval-gradient"
@@ -55,13 +61,18 @@ class IntervalGradient:
     move: Literal["corner", "small"] = "corner"
     bound_batch: int = 50
     seed: int = 0
+    rel_last_step: float = 1.0
+    hopeless: Literal["redraw", "stay"] = "redraw"
+    widths_at_once: int = 1
 
     def __post_init__(self) -> None:
         check_setting(self.inner in INNER_LOSSES, "inner", f"as one of {', '.join(INNER_LOSSES)}", self.inner)
         check_setting(self.move in ("corner", "small"), "move", "as one of corner, small", self.move)
+        check_setting(self.hopeless in ("redraw", "stay"), "hopeless", "as one of redraw, stay", self.hopeless)
         check_setting(self.rel_step_size > 0, "rel_step_size", "above 0", self.rel_step_size)
+        check_setting(0 < self.rel_last_step <= 1, "rel_last_step", "in (0, 1]", self.rel_last_step)
         check_setting(0 < self.rel_widening <= 0.5, "rel_widening", "in (0, 0.5]", self.rel_widening)
-        for name in ("steps", "restarts", "interval_iters", "bound_batch"):
+        for name in ("steps", "restarts", "interval_iters", "bound_batch", "widths_at_once"):
             check_setting(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
 
     def __call__(
@@ -86,8 +97,8 @@ class IntervalGradient:
         if restart > 0 and len(rows):
             points[rows] = random_start(task.x[rows], ball, task.index[rows.cpu()], seed=self.seed, restart=restart)
         self._attack_from(points, model, task, ball)
-        for _ in range(self.interval_iters if restart < 2 else 1):
-            self._move(points, network, task, ball)
+        for move in range(self.interval_iters if restart < 2 else 1):
+            self._move(points, network, task, ball, draw=-1 - restart * self.interval_iters - move)
             self._attack_from(points, model, task, ball)
 
     def _attack_from(self, points: Tensor, model: nn.Module, task: Task, ball: LinfBall) -> None:
@@ -104,12 +115,13 @@ class IntervalGradient:
             steps=self.steps,
             step_size=self.rel_step_size * ball.eps,
             loss=LOSSES[INNER_LOSSES[self.inner]],
+            rel_last_step=self.rel_last_step,
         )
         task.worst.offer(rows, worst)
 
     @torch.no_grad()
-    def _move(self, points: Tensor, network: Bounded, task: Task, ball: LinfBall) -> None:
-        """Move what stands along its interval gradient, back into the ball."""
+    def _move(self, points: Tensor, network: Bounded, task: Task, ball: LinfBall, *, draw: int) -> None:
+        """Move what stands along its interval gradient, back into the ball; where hopeless, by this draw."""
         for rows in torch.split(task.worst.standing(), self.bound_batch):
             if not len(rows):
                 return
@@ -117,6 +129,10 @@ class IntervalGradient:
             reach = 2 * ball.eps if self.move == "corner" else radius.reshape(-1, *[1] * (points.ndim - 1))
             moved = points[rows] + reach * gradient.sign()
             points[rows] = torch.minimum(torch.maximum(moved, task.lb[rows]), task.ub[rows])
+            stuck = rows[radius == 0]
+            if self.hopeless == "redraw" and len(stuck):
+                index = task.index[stuck.cpu()]
+                points[stuck] = random_start(task.x[stuck], ball, index, seed=self.seed, restart=draw)
 
     def _interval_gradient(
         self, network: Bounded, points: Tensor, y: Tensor, classes: int, ball: LinfBall
@@ -124,11 +140,14 @@ class IntervalGradient:
         """Widen until a class could win; the gradient stays 0 where none could in the widest box."""
         gradient, radius = torch.zeros_like(points), points.new_zeros(len(points))
         rows = torch.arange(len(points), device=points.device)
-        for half_width in self._half_widths(ball):
-            lb, ub = ball.shrunk(half_width).box(points[rows])
-            direction, upper = interval_gradient(network, lb, ub, y[rows], classes)
-            found = upper > 0
-            gradient[rows[found]], radius[rows[found]] = direction[found], half_width
+        for few in _batched(self._half_widths(ball), self.widths_at_once):
+            boxes = [ball.shrunk(half_width).box(points[rows]) for half_width in few]
+            lb, ub = (torch.cat(side) for side in zip(*boxes, strict=True))
+            directions, upper = interval_gradient(network, lb, ub, y[rows].repeat(len(few)), classes)
+            found, narrowest = (upper > 0).view(len(few), -1).max(dim=0)  # of equals the first
+            chosen = (narrowest * len(rows) + torch.arange(len(rows), device=rows.device))[found]
+            gradient[rows[found]] = directions[chosen]
+            radius[rows[found]] = points.new_tensor(few)[narrowest[found]]
             rows = rows[~found]
             if not len(rows):
                 break
@@ -166,3 +185,9 @@ def interval_gradient(network: Bounded, lb: Tensor, ub: Tensor, y: Tensor, class
     upper = upper.scatter(1, y.unsqueeze(1), -torch.inf)
     best, rival = upper.max(dim=1)
     return coefficients[torch.arange(len(y), device=y.device), rival], best
+
+
+def _batched(values: Iterable[float], size: int) -> Iterator[list[float]]:
+    rest = iter(values)
+    while few := list(islice(rest, size)):
+        yield few

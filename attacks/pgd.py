@@ -54,7 +54,9 @@ class PGD:
 
     Attributes:
         steps: gradient steps of each restart.
-        rel_step_size: step as a fraction of eps.
+        rel_step_size: step as a fraction of eps; the first one where steps shrink.
+        rel_last_step: last step as a fraction of the first, the steps between shrinking by an equal factor each; 1
+            keeps them alike. From ``rel_step_size=0.5`` to a fiftieth of that usually finds more than equal steps.
         restarts: random starts.
         loss: ``"ce"``, cross-entropy, or ``"margin"``, which survives logits of any size.
         random_start: start from a random point rather than from the sample.
@@ -75,10 +77,12 @@ class PGD:
     random_start: bool = True
     early_stop: bool = True
     seed: int = 0
+    rel_last_step: float = 1.0
 
     def __post_init__(self) -> None:
         check_setting(self.steps >= 1, "steps", "of at least 1", self.steps)
         check_setting(self.rel_step_size > 0, "rel_step_size", "above 0", self.rel_step_size)
+        check_setting(0 < self.rel_last_step <= 1, "rel_last_step", "in (0, 1]", self.rel_last_step)
         check_setting(self.restarts >= 1, "restarts", "of at least 1", self.restarts)
         check_setting(self.loss in LOSSES, "loss", f"as one of {', '.join(LOSSES)}", self.loss)
         alike = self.restarts > 1 and not self.random_start
@@ -102,7 +106,8 @@ class PGD:
     def _restart(self, model: nn.Module, task: Task, ball: LinfBall, rows: Tensor, restart: int) -> Worst:
         start = task.x[rows]
         if self.random_start:
-            start = random_start(start, ball, task.index[rows.cpu()], seed=self.seed, restart=restart)
+            box = task.lb[rows], task.ub[rows]
+            start = random_start(start, ball, task.index[rows.cpu()], seed=self.seed, restart=restart, box=box)
         worst, _ = pgd_steps(
             model,
             start,
@@ -112,6 +117,7 @@ class PGD:
             steps=self.steps,
             step_size=self.rel_step_size * ball.eps,
             loss=LOSSES[self.loss],
+            rel_last_step=self.rel_last_step,
             early_stop=self.early_stop,
         )
         return worst
@@ -159,6 +165,8 @@ def pgd_steps(
     steps: int,
     step_size: float | Tensor,
     loss: Loss,
+    aims: Tensor | None = None,
+    rel_last_step: float = 1.0,
     early_stop: bool = True,
 ) -> tuple[Worst, Tensor]:
     """Take signed gradient steps in a box of each sample's own.
@@ -172,8 +180,10 @@ def pgd_steps(
         lb: least point of each box, shape of ``start``.
         ub: greatest point of each box, shape of ``start``.
         steps: number of steps.
-        step_size: absolute, in pixel units: one for all or one a sample, shape ``(B,)``.
+        step_size: of the first step, absolute, in pixel units: one for all or one a sample, shape ``(B,)``.
         loss: what to raise.
+        aims: classes that the loss is of, in place of the labels, shape ``(B,)``.
+        rel_last_step: last step as a fraction of the first; those between shrink by an equal factor each.
         early_stop: leave a sample as soon as a point is misclassified, and score by margin; else by minus the loss.
 
     Returns:
@@ -187,27 +197,31 @@ def pgd_steps(
     worst = Worst(last.clone(), unseen, unseen.clone())
     sizes = torch.as_tensor(step_size, dtype=last.dtype, device=last.device).expand(len(last))
     sizes = sizes.reshape(-1, *[1] * (last.ndim - 1))
-    rows, x = torch.arange(len(last), device=last.device), last.clone()
+    shrinking = rel_last_step ** (1 / max(1, steps - 1))
+    rows, x, aims = torch.arange(len(last), device=last.device), last.clone(), y if aims is None else aims
     for step in range(steps + 1):
-        seen, gradient = _look(model, x, y, loss, by_margin=early_stop, ascend=step < steps)
+        seen, gradient = _look(model, x, y, aims, loss, by_margin=early_stop, ascend=step < steps)
         worst.offer(rows, seen)
         going = seen.margin > 0
         if early_stop and not going.all():  # only then is there anything to leave out
             last[rows] = seen.x_adv
-            rows, x, y, lb, ub, sizes, gradient = (one[going] for one in (rows, x, y, lb, ub, sizes, gradient))
+            rows, x, y, aims, gradient = (one[going] for one in (rows, x, y, aims, gradient))
+            lb, ub, sizes = lb[going], ub[going], sizes[going]
         if step == steps or not len(rows):
             break
-        x = x.addcmul(sizes, gradient.sign_()).clamp_(lb, ub)
+        x = x.addcmul(sizes, gradient.sign_(), value=shrinking**step).clamp_(lb, ub)
     last[rows] = x
     return worst, last
 
 
-def _look(model: nn.Module, x: Tensor, y: Tensor, loss: Loss, *, by_margin: bool, ascend: bool) -> tuple[Worst, Tensor]:
+def _look(
+    model: nn.Module, x: Tensor, y: Tensor, aims: Tensor, loss: Loss, *, by_margin: bool, ascend: bool
+) -> tuple[Worst, Tensor]:
     """Score points and, to go on from them, give the gradient of the loss there."""
     with torch.set_grad_enabled(ascend):
         x = x.detach().requires_grad_(ascend)
         logits = checked_logits(model, x)
-        losses = loss(logits, y)
+        losses = loss(logits, aims)
         gradient = _gradient(losses, x) if ascend else torch.zeros_like(x)
     margin = least_margin(logits.detach(), y)
     score = margin if by_margin else -losses.detach().double()

@@ -58,29 +58,34 @@ def dense(depth: int, width: int) -> nn.Module:
 
 
 @cache
-def trained(method: str, eps: float, epochs: int) -> nn.Module:
-    """Train on at most 10,000 samples."""
+def trained(method: str, eps: float, epochs: int, **options: float) -> nn.Module:
+    """Train on at most 10,000 samples, by a method with options of its own."""
     data = dataset()
     model = fresh()
     few = Dataset(**{**vars(data), "train": data.train.take(10_000), "val": data.val.take(1)})
     plan = TrainConfig(eps=eps, epochs=epochs, weight_decay=0.0, ramp_end=0.6)
     with tempfile.TemporaryDirectory() as folder:
-        train(model, few, make_method(method), plan, seed=0, folder=Path(folder), reporter=Silent())
+        train(model, few, make_method(method, options), plan, seed=0, folder=Path(folder), reporter=Silent())
     return model
 
 
 @cache
-def published() -> nn.Module | None:
-    """Give the MixTrain authors' MNIST_Small at eps 0.3, where it lies beside the data."""
+def beside_the_data(file: str) -> nn.Module | None:
+    """Give the MNIST_Small of a published file, a path under ``models`` where these lie beside the data."""
     given = os.environ.get(DATA_VARIABLE)
     beside = [Path(given).expanduser().parent] if given else []
     for root in (*beside, Path("../shared"), Path(__file__).parents[1] / "../shared"):
-        path = root / "models" / "mixtrain" / "mnist_small_mixtrain_0.3.pth"
+        path = root / "models" / file
         if dataset().name == "mnist" and path.exists():
             model = fresh()
             load_weights(model, path)
             return model.eval()
     return None
+
+
+def published() -> nn.Module | None:
+    """Give the MixTrain authors' MNIST_Small at eps 0.3, where it lies beside the data."""
+    return beside_the_data("mixtrain/mnist_small_mixtrain_0.3.pth")
 
 
 @cache

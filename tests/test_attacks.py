@@ -22,6 +22,7 @@ from robustkit.attacks import (
     AttackResult,
     Examples,
     IntervalGradient,
+    TargetedPGD,
     TorchAttacksPGD,
     attack_batches,
     load_examples,
@@ -40,13 +41,16 @@ FAST = [
     PGD(steps=10, rel_step_size=0.25),
     PGD(steps=10, rel_step_size=0.25, restarts=3, loss="margin"),
     PGD(steps=10, rel_step_size=0.25, random_start=False),
+    PGD(steps=10, rel_step_size=1.0, rel_last_step=0.1),
     CW(steps=10, rel_step_size=0.25),
+    TargetedPGD(steps=10, restarts=2),
     FGSM(),
     FGSM(random_start=True),
 ]
 SLOWER = [
     IntervalGradient(steps=5, rel_step_size=0.25),
     IntervalGradient(inner="cw", steps=5, rel_step_size=0.25, move="small", bound_batch=3),
+    IntervalGradient(steps=5, rel_step_size=1.0, rel_last_step=0.1, widths_at_once=4),
     TorchAttacksPGD(steps=10, rel_step_size=0.25),
 ]
 TRAINING = [
@@ -157,7 +161,7 @@ def test_same_seed_same_points(attack: Attack) -> None:
     assert torch.equal(first.margin, second.margin)
 
 
-@pytest.mark.parametrize("attack", [*FAST, *SLOWER[:2], *TRAINING, TorchAttacksPGD(random_start=False)], ids=repr)
+@pytest.mark.parametrize("attack", [*FAST, *SLOWER[:-1], *TRAINING, TorchAttacksPGD(random_start=False)], ids=repr)
 def test_results_do_not_depend_on_batches_or_order(attack: Attack) -> None:
     model = mlp()
     data = samples(model, 12, 6)
@@ -264,6 +268,47 @@ def test_steps_take_a_box_and_a_step_size_of_each_sample() -> None:
     torch.testing.assert_close((last - x).abs(), radius.expand(3, 2) * (last != x))
 
 
+def test_steps_shrink_by_an_equal_factor_to_the_last() -> None:
+    """Of a rising line every step is taken up: 0.1 + 0.01 + 0.001 with a hundredth at last."""
+    model = nn.Linear(1, 2)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[1.0], [0.0]]))
+    x = torch.zeros(1, 1, dtype=torch.double)
+    with evaluating(model.double()):
+        _, last = pgd_steps(
+            model,
+            x,
+            torch.tensor([1]),
+            x - 1,
+            x + 1,
+            steps=3,
+            step_size=0.1,
+            loss=lambda logits, aims: logits.gather(1, aims.unsqueeze(1)).squeeze(1),
+            aims=torch.tensor([0]),
+            rel_last_step=0.01,
+            early_stop=False,
+        )
+    torch.testing.assert_close(last, torch.tensor([[0.111]], dtype=torch.double))
+
+
+def test_every_wrong_class_is_aimed_at_in_turn() -> None:
+    """Class 1 leads all over the ball but cannot win; class 2, behind, can: PGD on the margin follows the first.
+
+    With u = x - 0.5 in [-0.1, 0.1] the logits are 1, 0.8 + u and 1.1 - 6 |u + 0.08|: the last beats the label only
+    within 1/60 of u = -0.08, and is the greatest wrong one only below -0.03; from 0 on every gradient leads upward.
+    """
+
+    class Hidden(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            u = x[:, 0] - 0.5
+            return torch.stack([torch.ones_like(u), 0.8 + u, 1.1 - 6 * (u + 0.08).abs()], dim=1)
+
+    x, y = torch.full((1, 1), 0.5), torch.tensor([0])
+    assert PGD(loss="margin", random_start=False)(Hidden(), x, y, BALL).margin.item() == pytest.approx(0.1)
+    assert TargetedPGD(restarts=1, targets=1)(Hidden(), x, y, BALL).margin.item() > 0
+    assert TargetedPGD(restarts=1, targets=2)(Hidden(), x, y, BALL).margin.item() <= 0
+
+
 def test_large_logits_mask_cross_entropy_and_not_the_margin() -> None:
     network = mlp()
     masked = nn.Sequential(network, nn.Linear(3, 3, bias=False))
@@ -359,14 +404,20 @@ def test_bad_inputs_are_refused(attack: Attack, x: Tensor, y: list[int], message
     [
         (lambda: PGD(steps=0), "expected steps of at least 1, got 0"),
         (lambda: PGD(rel_step_size=0.0), "rel_step_size above 0"),
+        (lambda: PGD(rel_last_step=2.0), r"rel_last_step in \(0, 1\], got 2.0"),
         (lambda: PGD(restarts=0), "restarts of at least 1"),
         (lambda: PGD(loss="hinge"), "loss as one of ce, margin, got 'hinge'"),  # type: ignore[arg-type]
         (lambda: PGD(restarts=2, random_start=False), "all would be alike"),
         (lambda: CW(steps=0), "steps of at least 1"),
+        (lambda: TargetedPGD(targets=0), "targets of at least 1, got 0"),
+        (lambda: TargetedPGD(rel_last_step=0.0), r"rel_last_step in \(0, 1\], got 0.0"),
         (lambda: TorchAttacksPGD(steps=0), "steps of at least 1"),
         (lambda: IntervalGradient(inner="blob"), "inner as one of pgd, cw"),  # type: ignore[arg-type]
         (lambda: IntervalGradient(rel_widening=0.7), r"rel_widening in \(0, 0.5\]"),
+        (lambda: IntervalGradient(hopeless="pray"), "hopeless as one of redraw, stay"),  # type: ignore[arg-type]
         (lambda: IntervalGradient(bound_batch=0), "bound_batch of at least 1"),
+        (lambda: IntervalGradient(widths_at_once=0), "widths_at_once of at least 1"),
+        (lambda: IntervalGradient(rel_last_step=0.0), "rel_last_step in"),
         (lambda: make_attack("pdg"), "unknown attack 'pdg'; did you mean pgd"),
         (lambda: make_attack("pgd", {"step": 3}), "unknown option of attack.options.pgd 'step'; did you mean steps"),
         (lambda: make_attack("pgd", {"steps": "many"}), "expected attack.options.pgd.steps as int, got 'many'"),

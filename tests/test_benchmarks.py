@@ -1,6 +1,7 @@
 """The benchmarks run, on a tiny setting, and print the tables that they promise."""
 
 import copy
+import dataclasses
 import itertools
 import math
 from collections.abc import Callable
@@ -13,7 +14,20 @@ import torch
 from click.testing import CliRunner
 from torch import nn
 
-from benchmarks import branches, engine, growth, memory, networks, passes, scaling, steps, timing, training
+from benchmarks import (
+    attack_curves,
+    attacks,
+    branches,
+    engine,
+    growth,
+    memory,
+    networks,
+    passes,
+    scaling,
+    steps,
+    timing,
+    training,
+)
 from benchmarks.__main__ import main
 from robustkit.bounds import BoundMethod
 from robustkit.data import load_dataset
@@ -230,3 +244,62 @@ def test_branch_and_bound_s_cost_has_a_row_for_each_size(monkeypatch: pytest.Mon
     assert [row[0] for row in rows] == names
     assert int(rows[0][1]) < int(rows[1][1]) and int(rows[2][1]) < int(rows[3][1])
     assert all(float(row[3]) > 0 for row in rows)
+
+
+def test_the_interval_gradient_at_once_is_that_of_one_sample_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacks, "BOXES", 4)
+    rows = cells(attacks.interval_steps(1))[2:]
+    assert [row[0] for row in rows] == ["0.033", "0.100", "0.300"]
+    assert all(float(row[4]) > 95.0 for row in rows)
+    assert all(float(one) > 0 for row in rows for one in row[1:4])
+
+
+def test_gradient_evaluations_are_counted_a_sample_and_step() -> None:
+    model, x = networks.fresh(), torch.rand(3, 1, 8, 8)
+    with attack_curves.gradient_evaluations(model) as count:
+        model(x)
+        assert count() == 0
+        model(x.requires_grad_())
+        model(x[:2])
+        assert count() == 5
+    model(x)
+    assert count() == 5
+
+
+def test_curves_fall_and_are_drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(attack_curves, "subjects", lambda: iter([("fresh", networks.fresh(), 0.1)]))
+    monkeypatch.setattr(attack_curves, "RESTARTS", {"PGD": (1, 2), "interval gradient": (1,)})
+    given = ["--samples", "12", "--image", str(tmp_path / "curves.png")]
+    result = CliRunner().invoke(attack_curves.main, given, catch_exceptions=False)
+    rows = cells(result.output.splitlines())[2:]
+    assert [row[2] for row in rows if row[3] == "1"] == list(attack_curves.ATTACKS)
+    for one, more in itertools.pairwise(row for row in rows if row[2] == "PGD"):
+        assert float(more[4]) >= float(one[4])
+        assert float(more[5]) <= float(one[5])
+    assert (tmp_path / "curves.png").read_bytes()[1:4] == b"PNG"
+
+
+def test_the_network_trained_here_is_always_attacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(networks, "beside_the_data", lambda file: networks.fresh() if "wong" in file else None)
+    monkeypatch.setattr(networks, "trained", lambda *one, **more: asked.append((one, more)) or nn.Flatten())
+    names = [name for name, _, _ in attack_curves.subjects()]
+    assert names == ["Wong & Kolter", "Wong & Kolter, 0.1", "PGD, trained here"]
+    assert asked == [(("pgd", networks.dataset().eps, 6), {"steps": 10, "rel_step_size": 0.25})]
+
+
+def test_published_files_lie_beside_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    weights = networks.fresh().state_dict()
+    next(iter(weights.values())).add_(1.0)
+    (tmp_path / "models").mkdir()
+    torch.save(weights, tmp_path / "models" / "one.pth")
+    monkeypatch.setenv("ROBUSTKIT_DATA", str(tmp_path / "data"))
+    networks.beside_the_data.cache_clear()
+    assert networks.beside_the_data("one.pth") is None  # they belong to MNIST
+    networks.beside_the_data.cache_clear()
+    mnist = dataclasses.replace(networks.dataset(), name="mnist")
+    monkeypatch.setattr(networks, "dataset", lambda: mnist)
+    found = networks.beside_the_data("one.pth")
+    networks.beside_the_data.cache_clear()
+    assert found is not None
+    assert all(torch.equal(one, weights[name]) for name, one in found.state_dict().items())

@@ -77,7 +77,7 @@ def test_boxes_widen_by_threes_to_half_the_ball(monkeypatch: pytest.MonkeyPatch)
         return real(network, lb, ub, specification)
 
     monkeypatch.setattr(BoundedNetwork, "input_coefficients", recording)
-    found = IntervalGradient(restarts=1, interval_iters=1)(model, X, Y, LinfBall(0.3))
+    found = IntervalGradient(restarts=1, interval_iters=1, hopeless="stay")(model, X, Y, LinfBall(0.3))
     assert widths == pytest.approx([0.01, 0.03, 0.09, 0.15], abs=1e-6)
     assert torch.equal(found.x_adv, X)
 
@@ -98,6 +98,32 @@ def test_only_what_stands_is_widened(monkeypatch: pytest.MonkeyPatch) -> None:
     found = IntervalGradient(restarts=1, interval_iters=1)(model, x, torch.zeros(4, dtype=torch.long), BALL)
     assert rows == [3, 3, 3, 2]
     assert (found.margin <= 0).tolist() == [True, True, False, True]
+
+
+def test_a_point_that_nothing_can_win_around_is_drawn_anew() -> None:
+    """From (0.5, 0.3) the widest box reaches 0.45: no class can win, and no gradient leads on; a draw gets away."""
+    model = planted()
+    x, far = torch.full((20, 2), 0.5), LinfBall(0.3)
+    x[:, 1] = 0.3
+    y = torch.zeros(20, dtype=torch.long)
+    stay, redraw = (
+        IntervalGradient(restarts=1, interval_iters=3, hopeless=one)(model, x, y, far).margin  # type: ignore[arg-type]
+        for one in ("stay", "redraw")
+    )
+    assert (stay > 0).all()
+    assert 0 < (redraw <= 0).sum() < 20  # a draw lies above 0.52 with probability 0.13, three times
+
+
+@pytest.mark.parametrize("together", [2, 3, 9])
+def test_widths_bounded_together_give_the_same_points(together: int) -> None:
+    """Each sample takes its narrowest box that is won, whatever wider ones stand beside it."""
+    x = torch.tensor([[0.5, 0.518], [0.5, 0.50], [0.5, 0.2], [0.5, 0.49]])
+    network, y = BoundedNetwork(planted(), x[:1]), torch.zeros(4, dtype=torch.long)
+    gradient, radius = IntervalGradient()._interval_gradient(network, x, y, 3, BALL)
+    assert radius.tolist() == pytest.approx([0.03, 0.05, 0.0, 0.0])
+    both = IntervalGradient(widths_at_once=together)._interval_gradient(network, x, y, 3, BALL)
+    torch.testing.assert_close(both[0], gradient)
+    torch.testing.assert_close(both[1], radius)
 
 
 def test_breaks_whatever_its_inner_attack_breaks() -> None:
