@@ -16,12 +16,18 @@ DEPTH = 0.3
 from the opposite corner."""
 
 
+CLASSES = 5
+"""Enough for every loss: the targeted ratio of logits needs four."""
+BEHIND = -3.0
+"""Logits of the classes that win nowhere."""
+
+
 @dataclass(frozen=True)
 class Planted:
     """A linear network, a grey sample, and the corner of its ball that is known to be an adversarial example.
 
     Attributes:
-        model: two classes; class 0 wins at the sample.
+        model: ``CLASSES`` classes; class 0 wins at the sample, class 1 at the corner, the others nowhere.
         x: the sample, shape ``(1, ...)``.
         x_adv: the corner.
         ball: the ball.
@@ -62,10 +68,13 @@ def plant(example: Tensor, eps: float, seed: int = 0) -> Planted:
     generator = torch.Generator().manual_seed(seed)
     weight = (torch.rand(size, generator=generator) + 0.5) * (2.0 * (torch.rand(size, generator=generator) < 0.5) - 1.0)
     weight = weight / size / ball.eps
-    layer = nn.Linear(size, 2)
+    layer = nn.Linear(size, CLASSES)
     with torch.no_grad():
-        layer.weight.copy_(torch.stack([-weight, torch.zeros(size)]))
-        layer.bias.copy_(torch.stack([weight.sum() / 2 + DEPTH * ball.eps * weight.abs().sum(), torch.tensor(0.0)]))
+        layer.weight.zero_()
+        layer.weight[0] = -weight
+        layer.bias.fill_(BEHIND)
+        layer.bias[0] = weight.sum() / 2 + DEPTH * ball.eps * weight.abs().sum()
+        layer.bias[1] = 0.0
     x = torch.full(shape, 0.5, device=example.device)
     x_adv = ball.project(x + ball.eps * weight.sign().reshape(shape).to(x.device), x)
     return Planted(nn.Sequential(nn.Flatten(), layer).to(x.device).eval(), x, x_adv, ball)

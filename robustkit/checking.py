@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from robustkit.attacks import Check, make_attack, run_checks
+from robustkit.attacks import Check, compose_attack, run_checks
 from robustkit.config import EvaluationConfig, build, digest
 from robustkit.errors import RobustkitError
 from robustkit.files import replacing
@@ -79,7 +79,7 @@ def check_attacks(
         return before
     broken = rows.loc[rows["verdict"] == Verdict.FALSIFIED, "index"]
     hit = torch.from_numpy(np.isin(part.index.numpy(), broken.to_numpy()))
-    attacks = [make_attack(name, settings.options.get(name)) for name in dict.fromkeys(settings.methods)]
+    attacks = [compose_attack(name, settings.options) for name in dict.fromkeys(settings.methods)]
     with working(reporter, f"checks at eps {eps:.4g}", len(part)):
         checks = run_checks(network.model, part.x, part.y, LinfBall(eps), hit, attacks)
         reporter.advance(len(part))

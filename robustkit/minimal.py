@@ -12,7 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from robustkit.attacks import Attack, Points, Warm, attack_batches, make_attack
+from robustkit.attacks import Attack, Points, Warm, attack_batches, compose_attack
 from robustkit.config import EvaluationConfig, digest
 from robustkit.data import Split
 from robustkit.errors import UsageError
@@ -88,7 +88,7 @@ def minimal_radii(
         raise UsageError(f"expected --minimal-eps with a tolerance above 0, such as 0.001, got {tolerance:g}")
     found = []
     for name in dict.fromkeys(settings.methods):
-        attack = make_attack(name, settings.options.get(name))
+        attack = compose_attack(name, settings.options)
         radii = brackets(table[table["method"] == name])
         split = network.dataset.test.take(settings.n)
         with working(reporter, f"minimal eps by {name}", len(radii)):

@@ -12,7 +12,8 @@ from typing import Any
 
 from robustkit.errors import RobustkitError
 
-VERSION_2 = re.compile(r"^[^;]*?\(\s*(vnnlib-version|declare-network)\b", re.MULTILINE)
+COMMENT = re.compile(r";.*")
+VERSION_2 = re.compile(r"\(\s*(vnnlib-version|declare-network)\b")
 SIGNS = {"LessEqual": "<=", "LessThan": "<=", "GreaterEqual": ">=", "GreaterThan": ">="}
 """Strict comparisons become weak ones, so that no unsafe set becomes smaller."""
 TERMS = {"Plus": "+", "Minus": "-", "Negate": "-", "Multiply": "*"}
@@ -20,7 +21,7 @@ TERMS = {"Plus": "+", "Minus": "-", "Negate": "-", "Multiply": "*"}
 
 def is_version_2(content: str) -> bool:
     """Say whether a text is written in version 2.0: whether it declares a version or a network."""
-    return bool(VERSION_2.search(content))
+    return bool(VERSION_2.search(COMMENT.sub("", content)))
 
 
 def rewrite(content: str, name: str) -> str:
