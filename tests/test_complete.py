@@ -1,6 +1,7 @@
 """Branch and bound decides rightly: held against an exact oracle on tiny networks, and every proof checked again."""
 
 import itertools
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from robustkit.models import load_weights, make_model
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
 from robustkit.verifiers import Complete, branch_and_bound, make_verifier
+from robustkit.verifiers import search as search_module
 from robustkit.verifiers.base import Outcome
 from robustkit.verifiers.certificate import Certificate
 from robustkit.verifiers.checker import Checked, check, check_file
@@ -172,6 +174,18 @@ def test_a_memory_limit_leaves_unknown_with_its_reason() -> None:
     limits = Limits(time.monotonic() + 60, batch=4, memory=1.0)
     found = search(network, row[None], -least - 0.01, lambda points: None, limits)
     assert found.reason == "memory limit of 1e-09 GB"
+
+
+def test_a_search_tells_how_far_it_has_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(search_module, "TELL_EVERY", 0.0)
+    model, x, row, told = tiny(5), torch.full((1, 3), 0.5), torch.eye(3)[0], []
+    lb, ub = LinfBall(0.3).box(x)
+    network = SplitNetwork(trace(model, x), lb, ub)
+    offset = torch.tensor([1e-2 - exact_minimum(model, row, lb[0], ub[0])])
+    found = search(network, row[None], offset, lambda _: None, Limits(time.monotonic() + 60, batch=4), tell=told.append)
+    assert not found.reason
+    assert told
+    assert all(re.fullmatch(r"[\d,]+ branches, [\d,]+ open, bound -\S+", text) for text in told)
 
 
 def test_running_out_of_memory_halves_the_batch_and_the_proof_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
