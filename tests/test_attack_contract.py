@@ -27,6 +27,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "apgd-t": {"steps": 6},
     "fab": {"steps": 4, "restarts": 2},
     "square": {"n_queries": 60, "restarts": 2},
+    "targeted-pgd": {"steps": 8, "restarts": 2},
     "autoattack": {"steps": 6, "n_queries": 30},
     "interval-gradient": {"steps": 3, "rel_step_size": 0.5},
     "torchattacks-pgd": {"steps": 5, "rel_step_size": 0.5},
