@@ -144,10 +144,7 @@ def sliver(side: int, eps: float, x: float = 0.3) -> Trap:
     return Trap(model, torch.tensor([[float(np.float32(x))]]), LinfBall(eps), end)
 
 
-SLIVERS = {
-    f"sliver{side:+d}-{eps:g}": sliver(side, eps)
-    for side, eps in itertools.product((1, -1), (0.1, 8 / 255))
-}
+SLIVERS = {f"sliver{side:+d}-{eps:g}": sliver(side, eps) for side, eps in itertools.product((1, -1), (0.1, 8 / 255))}
 ALL = TRAPS | SLIVERS
 
 
