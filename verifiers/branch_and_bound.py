@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from robustkit.bounds.graph import Graph
 from robustkit.bounds.split_network import SplitNetwork
 from robustkit.margins import margin_specification
 from robustkit.threat import LinfBall
-from robustkit.verifiers.base import Outcome
+from robustkit.verifiers.base import Outcome, Tell
 from robustkit.verifiers.certificate import Certificate
 from robustkit.verifiers.certificate_file import save_certificate
 from robustkit.verifiers.checker import check
@@ -65,9 +64,7 @@ class BranchAndBound:
     semantics: Semantics = Semantics.REAL
     exact: ExactNetwork | None = None
 
-    def __call__(
-        self, outcome: Outcome, x: Tensor, y: Tensor, ball: LinfBall, number: int, tell: Callable[[str], None]
-    ) -> None:
+    def __call__(self, outcome: Outcome, x: Tensor, y: Tensor, ball: LinfBall, number: int, tell: Tell) -> None:
         """Go on with a sample that bounds have left open.
 
         Args:
@@ -99,7 +96,7 @@ class BranchAndBound:
         outcome.seconds[0] += time.monotonic() - began
 
     @torch.no_grad()
-    def _search(self, look: Look, tell: Callable[[str], None]) -> tuple[Found, SplitNetwork]:
+    def _search(self, look: Look, tell: Tell) -> tuple[Found, SplitNetwork]:
         began, y = time.monotonic(), look.y
         limits = Limits(began + self.timeout, self.batch, 1e9 * self.memory)
         tighten_until = began + ROOT_SHARE * self.timeout

@@ -21,13 +21,12 @@ CANDIDATES = 6
 """Neurons that are tried out before one of them is split."""
 LEAST_GAIN = 1e-4
 """What a half counts that gains nothing."""
+TIE = "a tie: the least margin of a branch is zero to rounding"
+TELL_EVERY = 0.5
+"""Seconds between two words on how far the search has come."""
 
 Look = Callable[[Tensor], Tensor | None]
 """Tries points of the box ``(N, ...)``: gives one that breaks the property, shape ``(1, ...)``, or None."""
-
-
-TELL_EVERY = 0.5
-"""Seconds between two words on how far the search has come."""
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ def search(
         decided = (branches.sign != 0).all(dim=1)
         if bool(decided.any()):
             broken, tied = _settle(network, proof, branches[decided], look)
-            if tied and broken is None:
-                return Found(lowest, proof, reason="a tie: the least margin of a branch is zero to rounding")
+            if tied:
+                return Found(lowest, proof, x=broken, reason="" if broken is not None else TIE)
         nodes = proof.nodes
         try:
             left = proof.open(_halved(network, proof, branches[~decided], batch, limits.until))
@@ -107,7 +106,7 @@ def search(
             waiting.push(branches[~decided])
             batch //= 2
             continue
-        broken = look(left.worst) if broken is None and len(left) else broken
+        broken = look(left.worst) if len(left) else None
         waiting.push(left)
     return Found(proof.least, proof, x=broken)
 
