@@ -21,7 +21,7 @@ from robustkit.attacks.pgd import CW, PGD
 from robustkit.attacks.replay import Replay, Replayed, replay_examples
 from robustkit.attacks.square import Square
 from robustkit.attacks.targeted import TargetedPGD
-from robustkit.attacks.warm import Points, Warm
+from robustkit.attacks.warm import Points, Warm, warmed
 from robustkit.config import build
 from robustkit.errors import UsageError, unknown_name
 
@@ -78,6 +78,7 @@ __all__ = [
     "replay_examples",
     "run_checks",
     "save_examples",
+    "warmed",
 ]
 
 

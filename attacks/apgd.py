@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from robustkit.attacks.base import AttackResult, check_setting
+from robustkit.attacks.base import AttackResult, check_counts
 from robustkit.attacks.torch_attacks import Session, session
 from robustkit.errors import UsageError
 from robustkit.threat import LinfBall
@@ -116,27 +116,47 @@ class APGDT:
         """
         with session(model, x, y, ball, index, seed=self.seed) as attacked:
             _check_classes("the targeted DLR loss", 4, attacked.classes, "apgd-dlr" if attacked.classes == 3 else "fab")
-            for target in range(target_count(self.targets, attacked.classes)):
-                for restart in range(self.restarts):
-
-                    def search(engine: Any, images: Tensor, labels: Tensor, target: int = target) -> Sequence[Tensor]:
-                        engine.target_class = target + 2  # counted from the greatest logit, the sample's own
-                        return _points(engine, images, labels)
-
-                    settings = {"eps": ball.eps, "steps": self.steps}
-                    attacked.run("APGDT", search, settings, draw=target * self.restarts + restart)
-            return attacked.result()
+            settings = {"eps": ball.eps, "steps": self.steps}
+            return towards_each(
+                attacked, "APGDT", settings, self.targets, self.restarts, lambda engine, x, y, _: _points(engine, x, y)
+            )
 
 
-def check_counts(attack: object, *names: str) -> None:
-    """Refuse hyper-parameters below 1; those not given pass.
+def towards_each(
+    attacked: Session,
+    name: str,
+    settings: Mapping[str, Any],
+    targets: int | None,
+    restarts: int,
+    search: Callable[[Any, Tensor, Tensor, int], Sequence[Tensor]],
+) -> AttackResult:
+    """Run a targeted attack of the library towards one wrong class after the other, each time on what stands.
+
+    Args:
+        attacked: what it is run for.
+        name: of the library's class.
+        settings: what the class is made with.
+        targets: wrong classes to try, as ``target_count`` takes them.
+        restarts: for each class.
+        search: what to ask of the library's attack, images, labels and the number of the restart.
+
+    Returns:
+        What was found.
 
     Raises:
-        UsageError: one is.
+        UsageError: there are fewer wrong classes than asked for.
     """
-    for name in names:
-        value = getattr(attack, name)
-        check_setting(value is None or value >= 1, name, "of at least 1", value)
+    for target in range(target_count(targets, attacked.classes)):
+        for restart in range(restarts):
+
+            def ask(
+                engine: Any, x: Tensor, y: Tensor, target: int = target, restart: int = restart
+            ) -> Sequence[Tensor]:
+                engine.target_class = target + 2  # counted from the greatest logit, the sample's own
+                return search(engine, x, y, restart)
+
+            attacked.run(name, ask, settings, draw=target * restarts + restart)
+    return attacked.result()
 
 
 def target_count(wanted: int | None, classes: int) -> int:

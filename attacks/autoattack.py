@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.apgd import APGDCE, APGDDLR, APGDT, check_counts
-from robustkit.attacks.base import Attack, AttackResult, Task, evaluating
+from robustkit.attacks.apgd import APGDCE, APGDDLR, APGDT
+from robustkit.attacks.base import Attack, AttackResult, Task, check_counts, evaluating
 from robustkit.attacks.battery import in_turn
 from robustkit.attacks.fab import FAB
 from robustkit.attacks.square import Square

@@ -206,6 +206,17 @@ def check_setting(holds: bool, name: str, expected: str, value: object) -> None:
         raise UsageError(f"expected {name} {expected}, got {value!r}")
 
 
+def check_counts(attack: object, *names: str) -> None:
+    """Refuse hyper-parameters below 1; those not given pass.
+
+    Raises:
+        UsageError: one is.
+    """
+    for name in names:
+        value = getattr(attack, name)
+        check_setting(value is None or value >= 1, name, "of at least 1", value)
+
+
 def checked_logits(model: nn.Module, x: Tensor) -> Tensor:
     """Predict, and refuse what cannot be judged: a NaN must never count as robust.
 
@@ -252,6 +263,35 @@ def least_margin(logits: Tensor, y: Tensor) -> Tensor:
     """
     margin = worst_margin(logit_margins(logits, y), y)
     return margin.double().nan_to_num(nan=0.0, posinf=torch.inf, neginf=-torch.inf)
+
+
+@torch.no_grad()
+def judged(model: nn.Module, points: Tensor, x: Tensor, y: Tensor, ball: LinfBall) -> Worst:
+    """Believe nothing of points but where they are: project them into the ball, and predict them anew.
+
+    Args:
+        model: in eval mode.
+        points: shape ``(B, ...)``.
+        x: the samples, of the same shape.
+        y: labels, shape ``(B,)``.
+        ball: the ball around each sample.
+
+    Returns:
+        The points in the ball, scored by their margin.
+    """
+    points = ball.project(points.detach(), x)
+    margin = least_margin(checked_logits(model, points), y)
+    return Worst(points, margin, margin)
+
+
+def probabilities(outputs: Tensor) -> Tensor:
+    """Say which rows of outputs ``(B, K)`` are probabilities rather than logits, shape ``(B,)``."""
+    return (outputs >= 0).all(dim=1) & ((outputs.double().sum(dim=1) - 1.0).abs() < 1e-4)
+
+
+def device_of(model: nn.Module, otherwise: torch.device) -> torch.device:
+    """Give the device of a model's parameters, or another one where it has none."""
+    return next((one.device for one in model.parameters()), otherwise)
 
 
 def random_start(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.base import Attack, AttackResult, Task, Worst, checked_logits, evaluating, least_margin
+from robustkit.attacks.base import Attack, AttackResult, Task, Worst, evaluating, judged
 from robustkit.errors import UsageError
 from robustkit.threat import LinfBall
 
@@ -73,7 +72,4 @@ def in_turn(
 
 def _run(attack: Attack, model: nn.Module, task: Task, ball: LinfBall, rows: Tensor) -> Worst:
     x, y = task.x[rows], task.y[rows]
-    points = ball.project(attack(model, x, y, ball, task.index[rows.cpu()]).x_adv.detach(), x)
-    with torch.no_grad():
-        margin = least_margin(checked_logits(model, points), y)
-    return Worst(points, margin, margin)
+    return judged(model, attack(model, x, y, ball, task.index[rows.cpu()]).x_adv, x, y, ball)

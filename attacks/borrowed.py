@@ -7,8 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from robustkit.attacks.apgd import check_counts
-from robustkit.attacks.base import AttackResult, check_setting
+from robustkit.attacks.base import AttackResult, check_counts, check_setting
 from robustkit.attacks.torch_attacks import call, session
 from robustkit.threat import LinfBall
 

@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.base import Attack, AttackResult, check_inputs, checked_logits, evaluating, least_margin
+from robustkit.attacks.base import (
+    Attack,
+    AttackResult,
+    check_inputs,
+    checked_logits,
+    device_of,
+    evaluating,
+    least_margin,
+    probabilities,
+)
 from robustkit.attacks.fgsm import FGSM
 from robustkit.attacks.pgd import PGD, cross_entropy, pgd_steps
 from robustkit.attacks.planted import plant
@@ -108,7 +117,7 @@ def run_checks(
     check_inputs(x, y, ball)
     if ball.eps <= 0:
         raise UsageError("expected eps above 0 to check attacks at, got 0; leave the checks out by --no-checks")
-    device = next((one.device for one in model.parameters()), x.device)
+    device = device_of(model, x.device)
     x, y, broken = x.detach().to(device), y.to(device).long(), broken.to(device)
     with evaluating(model):
         with torch.no_grad():
@@ -131,11 +140,10 @@ def _looks(subjects: Subjects) -> list[Check]:
     blind = torch.ones_like(y, dtype=torch.bool) if gradient is None else (gradient == 0).flatten(1).all(dim=1)
     with torch.no_grad():
         apart = (checked_logits(model, x) - logits).abs().max() / (1.0 + logits.abs().max())
-    probabilities = (logits >= 0).all(dim=1) & ((logits.sum(dim=1) - 1.0).abs() < 1e-4)
     return [
         subjects.few("zero-gradient", _share(blind), "of the samples with a gradient of exactly 0"),
         at_most("randomised", float(apart), UNSTEADY, "between two predictions of the same inputs, of the logits"),
-        subjects.few("softmax", _share(probabilities), "of the samples with outputs that are probabilities"),
+        subjects.few("softmax", _share(probabilities(logits)), "of the samples with outputs that are probabilities"),
         at_most("saturated", _share(losses == 0), SATURATED, "of the samples with a loss of exactly 0"),
     ]
 

@@ -17,8 +17,10 @@ from robustkit.attacks.base import (
     check_inputs,
     check_labels,
     checked_logits,
+    device_of,
     evaluating,
     least_margin,
+    probabilities,
 )
 from robustkit.attacks.replay import Replay
 from robustkit.errors import RobustkitError
@@ -106,10 +108,9 @@ def _smaller(size: int, error: Exception) -> int:
 
 def _say_if_probabilities(model: nn.Module, x: Tensor) -> None:
     """Warn of a model that ends in a softmax: it is attacked as it is, but its gradients fade."""
-    device = next((one.device for one in model.parameters()), x.device)
     with evaluating(model), torch.no_grad():
-        outputs = checked_logits(model, x.to(device)).double()
-    if (outputs >= 0).all() and (outputs.sum(dim=1) - 1).abs().max() < 1e-4:
+        outputs = checked_logits(model, x.to(device_of(model, x.device)))
+    if probabilities(outputs).all():
         log.warning(
             "expected logits, but the model gives probabilities (every row sums to 1): gradients fade through a "
             "softmax, so that attacks leave too much standing; leave the softmax out of the model"
@@ -150,7 +151,7 @@ def evaluate_batch(
     """
     check_inputs(x, y, ball)
     model = replay.model
-    device = next((one.device for one in model.parameters()), x.device)
+    device = device_of(model, x.device)
     inputs, labels = x.to(device), y.to(device).long()
     began = time.perf_counter()
     found = attack(model, inputs, labels, ball, index)

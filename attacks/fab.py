@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from robustkit.attacks.apgd import check_counts, target_count
-from robustkit.attacks.base import AttackResult
+from robustkit.attacks.apgd import towards_each
+from robustkit.attacks.base import AttackResult, check_counts
 from robustkit.attacks.torch_attacks import session
 from robustkit.threat import LinfBall
 
@@ -49,15 +49,10 @@ class FAB:
             UsageError: the model has fewer wrong classes than asked for.
         """
         with session(model, x, y, ball, index, seed=self.seed) as attacked:
-            for target in range(target_count(self.targets, attacked.classes)):
-                for restart in range(self.restarts):
+            settings = {"eps": ball.eps, "steps": self.steps, "multi_targeted": True}
+            return towards_each(attacked, "FAB", settings, self.targets, self.restarts, _points)
 
-                    def search(
-                        engine: Any, images: Tensor, labels: Tensor, target: int = target, restart: int = restart
-                    ) -> Sequence[Tensor]:
-                        engine.target_class = target + 2  # counted from the greatest logit, the sample's own
-                        return (engine.attack_single_run_targeted(images, labels, use_rand_start=restart > 0),)
 
-                    settings = {"eps": ball.eps, "steps": self.steps, "multi_targeted": True}
-                    attacked.run("FAB", search, settings, draw=target * self.restarts + restart)
-            return attacked.result()
+def _points(engine: Any, x: Tensor, y: Tensor, restart: int) -> Sequence[Tensor]:
+    """Run it once towards the class that is set; give the nearest misclassified points."""
+    return (engine.attack_single_run_targeted(x, y, use_rand_start=restart > 0),)

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.base import AttackResult, Task, check_setting, evaluating, random_start
+from robustkit.attacks.base import AttackResult, Task, check_counts, check_setting, evaluating, random_start
 from robustkit.attacks.pgd import LOSSES, pgd_steps
 from robustkit.bounds import Bounded, bounded
 from robustkit.margins import margin_specification
@@ -72,8 +72,7 @@ class IntervalGradient:
         check_setting(self.rel_step_size > 0, "rel_step_size", "above 0", self.rel_step_size)
         check_setting(0 < self.rel_last_step <= 1, "rel_last_step", "in (0, 1]", self.rel_last_step)
         check_setting(0 < self.rel_widening <= 0.5, "rel_widening", "in (0, 0.5]", self.rel_widening)
-        for name in ("steps", "restarts", "interval_iters", "bound_batch", "widths_at_once"):
-            check_setting(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
+        check_counts(self, "steps", "restarts", "interval_iters", "bound_batch", "widths_at_once")
 
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, ball: LinfBall, index: Tensor | None = None

@@ -14,6 +14,7 @@ from robustkit.attacks.base import (
     AttackResult,
     Task,
     Worst,
+    check_counts,
     check_setting,
     checked_logits,
     evaluating,
@@ -80,10 +81,9 @@ class PGD:
     rel_last_step: float = 1.0
 
     def __post_init__(self) -> None:
-        check_setting(self.steps >= 1, "steps", "of at least 1", self.steps)
+        check_counts(self, "steps", "restarts")
         check_setting(self.rel_step_size > 0, "rel_step_size", "above 0", self.rel_step_size)
         check_setting(0 < self.rel_last_step <= 1, "rel_last_step", "in (0, 1]", self.rel_last_step)
-        check_setting(self.restarts >= 1, "restarts", "of at least 1", self.restarts)
         check_setting(self.loss in LOSSES, "loss", f"as one of {', '.join(LOSSES)}", self.loss)
         alike = self.restarts > 1 and not self.random_start
         check_setting(not alike, "restarts", "of 1 without random_start (all would be alike)", self.restarts)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.base import evaluating
+from robustkit.attacks.base import device_of, evaluating
 from robustkit.attacks.examples import Examples
 from robustkit.errors import RobustkitError
 from robustkit.margins import logit_margins, worst_margin
@@ -112,7 +112,7 @@ def replay_examples(model: nn.Module, examples: Examples, batch_size: int = 250)
     Raises:
         RobustkitError: the examples do not fit the model.
     """
-    device = next((one.device for one in model.parameters()), torch.device("cpu"))
+    device = device_of(model, torch.device("cpu"))
     replay, ball = Replay.prepare(model), LinfBall(examples.eps)
     arrays = (torch.from_numpy(one).to(device) for one in (examples.x_adv, examples.x, examples.y))
     batches = zip(*(torch.split(one, batch_size) for one in arrays), strict=True)

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.base import AttackResult, Task, Worst, check_setting, evaluating, random_start
+from robustkit.attacks.base import AttackResult, Task, Worst, check_counts, check_setting, evaluating, random_start
 from robustkit.attacks.pgd import pgd_steps
 from robustkit.margins import logit_margins, worst_margin
 from robustkit.threat import LinfBall
@@ -50,8 +50,7 @@ class TargetedPGD:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "restarts", "targets"):
-            check_setting(getattr(self, name) >= 1, name, "of at least 1", getattr(self, name))
+        check_counts(self, "steps", "restarts", "targets")
         check_setting(self.rel_step_size > 0, "rel_step_size", "above 0", self.rel_step_size)
         check_setting(0 < self.rel_last_step <= 1, "rel_last_step", "in (0, 1]", self.rel_last_step)
 

@@ -22,7 +22,7 @@ from robustkit.attacks.base import (
     checked_logits,
     derived_seed,
     evaluating,
-    least_margin,
+    judged,
     needs_gradient,
 )
 from robustkit.attacks.draws import RepeatableDraws, seed_generators
@@ -173,13 +173,10 @@ def import_torchattacks() -> types.ModuleType:
         raise RobustkitError(f"expected torchattacks >= 3.5.1 to be importable ({error}); install it") from error
 
 
-@torch.no_grad()
 def _judge(model: nn.Module, found: Tensor, x: Tensor, y: Tensor, ball: LinfBall) -> Worst:
     """Project what the library gave into the ball, and predict it anew; a NaN is the sample's own pixel."""
     points = found.detach().reshape(x.shape).to(x.dtype)
-    points = ball.project(torch.where(points.isnan(), x, points), x)
-    margin = least_margin(checked_logits(model, points), y)
-    return Worst(points, margin, margin)
+    return judged(model, torch.where(points.isnan(), x, points), x, y, ball)
 
 
 @contextlib.contextmanager

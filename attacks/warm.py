@@ -29,6 +29,11 @@ class Points:
     at: Mapping[int, Tensor] = field(default_factory=dict)
 
 
+def warmed(attack: Attack, points: Points) -> Attack:
+    """Let an attack go on from known points, where there are any and it takes steps: a single one stays one."""
+    return Warm(attack, points) if points.at and points.eps > 0 and hasattr(attack, "steps") else attack
+
+
 @dataclass(frozen=True, repr=False)
 class Warm:
     """Go on from known points, then attack what still stands as usual: never weaker than the attack itself.
