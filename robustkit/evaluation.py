@@ -14,12 +14,12 @@ from torch import Tensor
 from robustkit.attacks import (
     Examples,
     Points,
-    Warm,
     attack_batches,
     compose_attack,
     load_examples,
     make_attack,
     save_examples,
+    warmed,
 )
 from robustkit.config import EvaluationConfig, digest
 from robustkit.data import Split
@@ -168,8 +168,8 @@ def _evaluate_one(one: _Evaluation, smaller: _Smaller | None, reporter: Reporter
     if one.kind == "attack" and smaller is not None:
         store.carry(smaller.store, eps, split)
     known = _among(split, store.table["index"])
-    todo = Split(split.x[~known], split.y[~known], split.index[~known])
-    todo = todo.to(next(network.model.parameters()).device)
+    todo = split.rows(~known)
+    todo = todo.to(network.device)
     place = {int(number): row for row, number in enumerate(todo.index)}
     found: dict[int, Tensor] = {}
     with working(reporter, f"{one.kind} {one.name} at eps {eps:.4g}", len(split), int(known.sum())):
@@ -203,8 +203,8 @@ def _worker(one: _Evaluation, smaller: _Smaller | None, reporter: Reporter) -> t
     model, subject, ball, size = one.network.model, one.network.subject, LinfBall(one.eps), settings.batch_size
     if one.kind == "attack":
         attack = compose_attack(one.name, settings.options)
-        if smaller is not None and smaller.points.eps > 0 and hasattr(attack, "steps"):  # one step stays one
-            attack = Warm(attack, smaller.points)
+        if smaller is not None:
+            attack = warmed(attack, smaller.points)
         return lambda split: attack_batches(attack, model, split, ball, subject, size), repr(attack)
     verifier = make_verifier(one.name, settings.options.get(one.name))
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 from torch import Tensor
 
-from robustkit.attacks import Attack, Points, Warm, attack_batches, compose_attack
+from robustkit.attacks import Attack, Points, attack_batches, compose_attack, warmed
 from robustkit.config import EvaluationConfig, digest
 from robustkit.data import Split
 from robustkit.errors import UsageError
@@ -138,16 +137,11 @@ def _bisect(
             stands, breaks = float(group["stands"].iloc[0]), float(group["breaks"].iloc[0])
             middle = (stands + breaks) / 2
             start = Points(breaks, {one: known[one] for one in group["index"] if one in known})
-            part = _part(split, group["index"]).to(next(network.model.parameters()).device)
-            warm = Warm(attack, start) if hasattr(attack, "steps") else attack
+            part = split.rows(split.among(group["index"])).to(network.device)
+            warm = warmed(attack, start)
             for rows, x_adv in attack_batches(warm, network.model, part, LinfBall(middle), network.subject, batch_size):
                 broken = (rows["verdict"] == Verdict.FALSIFIED).to_numpy(dtype=bool)
                 numbers = rows["index"].to_numpy()
                 radii.loc[radii["index"].isin(numbers[broken]), "breaks"] = middle
                 radii.loc[radii["index"].isin(numbers[~broken]), "stands"] = middle
                 known.update({int(numbers[row]): x_adv[row].cpu() for row in np.flatnonzero(broken)})
-
-
-def _part(split: Split, index: pd.Series[int]) -> Split:
-    rows = torch.from_numpy(np.isin(split.index.numpy(), index.to_numpy()))
-    return Split(split.x[rows], split.y[rows], split.index[rows])

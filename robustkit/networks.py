@@ -40,6 +40,11 @@ class Network:
     dataset: Dataset
     subject: Subject
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
 
 def set_up(config: Config) -> torch.device:
     """Choose the device and seed torch.

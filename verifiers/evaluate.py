@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,17 +63,17 @@ def verify_batches(
     table = _Table(verifier, ball, subject)
     waiting: list[_Waiting] = []
     for first in range(0, len(split), batch_size):
-        part = Split(*(one[first : first + batch_size] for one in (split.x, split.y, split.index)))
+        part = split.rows(torch.arange(first, min(first + batch_size, len(split))))
         check_inputs(part.x, part.y, ball)
         with evaluating(model):
             with torch.no_grad():
                 check_labels(part.y, checked_logits(model, part.x).shape[1])
             outcome = prepared.screen(part.x, part.y, ball, part.index)
         left = prepared.open(outcome)
-        waiting += [_Waiting(outcome.take([row]), _rows(part, [row])) for row in left]
+        waiting += [_Waiting(outcome.take([row]), part.rows(torch.tensor([row]))) for row in left]
         settled = [row for row in range(len(part)) if row not in set(left)]
         if settled:
-            yield table.of(outcome.take(settled), _rows(part, settled))
+            yield table.of(outcome.take(settled), part.rows(torch.tensor(settled)))
     finisher = _Finisher(verifier, model, ball, prepared)
     waiting.sort(key=lambda one: -one.promise)
     if jobs == 1 or len(waiting) < 2:
@@ -123,11 +123,6 @@ class _Finisher:
             begin()
             self.prepared.go_on(outcome, sample.x, sample.y, self.ball, number, until=self.until, tell=told)
         return outcome
-
-
-def _rows(split: Split, rows: Sequence[int]) -> Split:
-    places = torch.tensor(rows, dtype=torch.int64)
-    return Split(*(one[places.to(one.device)] for one in (split.x, split.y, split.index)))
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,15 @@ class Split:
         """Give the first ``n`` samples, or all for None."""
         return self if n is None else Split(self.x[:n], self.y[:n], self.index[:n])
 
+    def rows(self, chosen: Tensor) -> Split:
+        """Give the samples at some places, int64, or those where a mask of shape ``(N,)`` holds."""
+        chosen = chosen.to(self.y.device)
+        return Split(self.x[chosen], self.y[chosen], self.index[chosen])
+
+    def among(self, index: npt.ArrayLike) -> Tensor:
+        """Say which samples stand at some positions of the set they came from, shape ``(N,)``."""
+        return torch.from_numpy(np.isin(self.index.cpu().numpy(), np.asarray(index)))
+
     def to(self, device: torch.device | str) -> Split:
         """Give the same samples on another device."""
         return Split(self.x.to(device), self.y.to(device), self.index.to(device))
