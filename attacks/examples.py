@@ -76,13 +76,10 @@ class Examples:
         pairs = zip(earlier.arrays().items(), self.arrays().values(), strict=True)
         return Examples(**{name: np.concatenate([old, new]) for (name, old), new in pairs}, eps=self.eps)
 
-    def where(self, chosen: NDArray[np.bool_], eps: float) -> Examples:
-        """Give the chosen ones, as examples in a ball that is not smaller."""
-        return Examples(**{name: one[chosen] for name, one in self.arrays().items()}, eps=eps)
-
-    def take(self, n: int) -> Examples:
-        """Give the first ``n``."""
-        return Examples(**{name: one[:n] for name, one in self.arrays().items()}, eps=self.eps)
+    def at(self, places: NDArray[np.intp], eps: float | None = None) -> Examples:
+        """Give those at some places; as examples in another ball that is not smaller, where one is given."""
+        arrays = {name: one[places] for name, one in self.arrays().items()}
+        return Examples(**arrays, eps=self.eps if eps is None else eps)
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Give every array by its name."""

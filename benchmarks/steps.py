@@ -17,7 +17,7 @@ from robustkit.training.loop import _Loop
 from robustkit.training.method import Share
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
-from robustkit.training.parallel import ALONE
+from robustkit.world import ALONE
 
 BATCH = 50
 LEAST = 0.1

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from robustkit.config import Config
     from robustkit.handbook import Page
     from robustkit.networks import Network
+    from robustkit.progress import Reporter
 
 # Everything that loads torch is imported inside the commands, so that --help answers at once.
 
@@ -177,9 +178,7 @@ minimal_option = click.option(
 def train(**typed: Any) -> None:
     """Train one network, or one for each seed; typed again, the same command goes on where it was interrupted."""
     from robustkit.networks import train_network
-    from robustkit.progress import Silent
     from robustkit.summary import describe_seeds, describe_training
-    from robustkit.terminal import Terminal
 
     own = {
         "train": _given(
@@ -192,17 +191,15 @@ def train(**typed: Any) -> None:
         "model": _given(name=typed["model"]),
     }
     several = bool(typed["seeds"] or typed["sweeps"])
-    alone = os.environ.get("RANK", "0") == "0"  # torchrun starts several of this command; one of them talks
-    reporter = Terminal() if alone else Silent()
-    out, networks = _path(typed["out"]), []
+    reporter, out, networks = _reporter(), _path(typed["out"]), []
     for config in _varied([_config(typed, own)], typed, own):
         network = train_network(config, out or RUNS if several else RUNS, reporter, out=None if several else out)
         networks.append(network)
-        if alone:
+        if _talks():
             described = describe_training(network)
             click.echo(f"{network.run.path}\n{described}")
     for line in describe_seeds(networks, [setting.partition("=")[0] for setting in typed["sweeps"]]):
-        if alone:
+        if _talks():
             click.echo(line)
 
 
@@ -411,7 +408,6 @@ def run(experiment: str, methods: tuple[str, ...], n: int | None, out: str | Non
     """
     from robustkit.experiment import load_experiment
     from robustkit.pipeline import run_experiment
-    from robustkit.terminal import Terminal
 
     eps = _one_eps(typed["eps"])
     own = {
@@ -423,7 +419,9 @@ def run(experiment: str, methods: tuple[str, ...], n: int | None, out: str | Non
     plan = load_experiment(experiment, _overrides(typed, own), methods=names)
     own["train"] |= {"method": names} if names else {}
     plan = replace(plan, configs=_varied(plan.configs, typed, own))
-    _show(run_experiment(plan, _path(out) or RUNS / plan.name, Terminal()))
+    written = run_experiment(plan, _path(out) or RUNS / plan.name, _reporter())
+    if _talks():
+        _show(written)
 
 
 @cli.command(name="list")
@@ -502,11 +500,23 @@ def _print_page(page: Page) -> None:
         click.echo(f"\n{text}\n{click.wrap_text(option.meaning, PAGE_WIDTH, '    ', '    ')}")
 
 
+def _talks() -> bool:
+    """Say whether this process writes to the terminal: torchrun starts several of a command, and one of them talks."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _reporter() -> Reporter:
+    """Give what tells of the progress."""
+    from robustkit.progress import Silent
+    from robustkit.terminal import Terminal
+
+    return Terminal() if _talks() else Silent()
+
+
 def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
     from robustkit.checking import check_attacks, describe_checks
     from robustkit.evaluation import evaluate as work
     from robustkit.minimal import minimal_radii
-    from robustkit.terminal import Terminal
 
     methods = [name for one in typed["methods"] for name in one.split(",")]
     if typed["eps"] and typed["eps_range"]:
@@ -516,14 +526,16 @@ def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, An
     )
     wanted = {**named, **settings}
     own = {kind: wanted | _given(checks=typed.get("checks") if kind == "attack" else None) for kind in kinds}
-    network = _network(typed, own)
-    tables = {kind: work(network, kind, getattr(network.config, kind), Terminal()) for kind in kinds}  # type: ignore[arg-type]
+    network, reporter = _network(typed, own), _reporter()
+    tables = {kind: work(network, kind, getattr(network.config, kind), reporter) for kind in kinds}  # type: ignore[arg-type]
     checked = None
     if "attack" in tables:
-        checked = check_attacks(network, tables["attack"], network.config.attack, Terminal())
+        checked = check_attacks(network, tables["attack"], network.config.attack, reporter)
     found = []
     if typed.get("minimal_eps") is not None:
-        found = minimal_radii(network, tables["attack"], network.config.attack, typed["minimal_eps"], Terminal())
+        found = minimal_radii(network, tables["attack"], network.config.attack, typed["minimal_eps"], reporter)
+    if not _talks():
+        return
     figures = _figures(network, tables)
     if found:
         figures["minimal_eps"] = [one.plain() for one in found]

@@ -27,7 +27,7 @@ from robustkit.errors import SoundnessError, UnsupportedLayerError, UsageError, 
 from robustkit.networks import Network
 from robustkit.progress import Reporter, working
 from robustkit.results import check_coherence, find_clashes
-from robustkit.runs import EXAMPLES, RESULTS
+from robustkit.runs import RESULTS, file_name
 from robustkit.store import Store
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
@@ -36,14 +36,12 @@ from robustkit.verifiers import VERIFIERS, make_verifier, verify_batches
 Kind = Literal["attack", "verify"]
 Batches = Callable[[Split], Iterator[tuple[pd.DataFrame, Tensor]]]
 
-SHOWN_OF_NAME = 100
-"""Characters of a method's name in the name of its file; a battery's can be longer than a file's may be."""
-
 
 def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter: Reporter) -> pd.DataFrame:
     """Attack or verify a network by every method and at every radius asked for.
 
-    Rows that an earlier sitting computed are kept; only samples without one are worked on. Radii are taken in ascending
+    Rows that an earlier sitting computed are kept; only samples without one are worked on. Several processes share the
+    samples, and each gives the whole table. Radii are taken in ascending
     order: a sample that an attack breaks at one is broken at every larger one without work, and one that stands is
     attacked there first from the worst point so far. So what an attack leaves never rises with the radius.
 
@@ -68,16 +66,17 @@ def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter:
         raise UsageError(f"expected test samples in {network.dataset.name}, found none")
     tables: dict[tuple[float, str], pd.DataFrame] = {}
     smaller: dict[str, _Smaller] = {}
-    for eps in sorted(set(settings.eps or network.config.attack.eps)):
+    radii = sorted(set(settings.eps or network.config.attack.eps))
+    for eps in radii:
         for name in dict.fromkeys(settings.methods):
             try:
-                one = _Evaluation(network, kind, name, settings, eps)
+                one = _Evaluation(network, kind, name, settings, eps, larger=eps < radii[-1])
                 tables[eps, name], smaller[name] = _evaluate_one(one, smaller.get(name), reporter)
             except UnsupportedLayerError as error:
                 if kind == "verify":
                     raise
                 raise UnsupportedLayerError(_attack_without_bounds(network, name, list(tables), error)) from error
-    stop_at_clash(network)
+    network.world.from_first(lambda: stop_at_clash(network))
     return pd.concat(tables.values(), ignore_index=True)
 
 
@@ -124,11 +123,11 @@ def stop_at_clash(network: Network) -> None:
 def _evidence(network: Network, clashes: pd.DataFrame) -> Examples:
     """Give the samples that clash, with the points that break them where those were kept."""
     split = network.dataset.test
-    rows = _among(split, clashes["index"])
+    rows = split.among(clashes["index"])
     x, y, index = (one[rows].numpy() for one in (split.x, split.y, split.index))
     x_adv, predicted = x.copy(), y.copy()
     eps = float(clashes["eps"].max())
-    for path in sorted((network.run.path / EXAMPLES).glob("*.npz")):
+    for path in network.run.examples():
         kept = load_examples(path)
         if kept.eps > eps:  # a point of a larger ball contradicts nothing
             continue
@@ -141,13 +140,14 @@ def _evidence(network: Network, clashes: pd.DataFrame) -> Examples:
 
 @dataclass(frozen=True)
 class _Evaluation:
-    """What is evaluated, and how."""
+    """What is evaluated, and how; and whether a larger radius follows."""
 
     network: Network
     kind: Kind
     name: str
     settings: EvaluationConfig
     eps: float
+    larger: bool
 
 
 @dataclass(frozen=True)
@@ -162,39 +162,40 @@ def _evaluate_one(one: _Evaluation, smaller: _Smaller | None, reporter: Reporter
     """Evaluate by one method at one radius: give the rows, and what the next larger radius can use."""
     network, eps = one.network, one.eps
     batches, described = _worker(one, smaller, reporter)
-    shown = one.name.replace(":", "-")[:SHOWN_OF_NAME]
-    store = Store.open(network, f"{one.kind}-{shown}-eps{eps:.6g}-{digest([described, network.dataset.name, eps])}")
+    store = Store.open(
+        network, f"{one.kind}-{file_name(one.name)}-eps{eps:.6g}-{digest([described, network.dataset.name, eps])}"
+    )
     split = network.dataset.test.take(one.settings.n)
     if one.kind == "attack" and smaller is not None:
         store.carry(smaller.store, eps, split)
-    known = _among(split, store.table["index"])
-    todo = split.rows(~known)
-    todo = todo.to(network.device)
-    place = {int(number): row for row, number in enumerate(todo.index)}
+    known = split.among(store.table["index"])
+    left = split.rows(~known)
+    own = left.rows(network.world.share(len(left), one.settings.batch_size)).to(network.device)
+    place = {int(number): row for row, number in enumerate(own.index)}
     found: dict[int, Tensor] = {}
-    with working(reporter, f"{one.kind} {one.name} at eps {eps:.4g}", len(split), int(known.sum())):
+    others = len(left) - len(own)
+    label = f"{one.kind} {one.name} at eps {eps:.4g}" + (f", but {others} by other processes" if others else "")
+    with working(reporter, label, len(split) - others, int(known.sum())):
         try:
-            for rows, x_adv in batches(todo):
+            for rows, x_adv in batches(own):
                 with torch.no_grad():
                     predicted = network.model(x_adv).argmax(dim=1)
-                store.add(rows, todo.x[[place[number] for number in rows["index"]]], x_adv, predicted)
-                found.update(_standing(rows, x_adv))
+                store.add(rows, own.x[[place[number] for number in rows["index"]]], x_adv, predicted)
+                if one.larger:
+                    found.update(_standing(rows, x_adv))
                 reporter.advance(len(rows))
+            store.join()
         finally:
             store.write()
-    wanted = store.table["index"].isin(split.index.tolist())
-    return store.table[wanted].reset_index(drop=True), _Smaller(store, Points(eps, found))
+    table = store.table
+    points = {number: point for part in network.world.gather(found) for number, point in part.items()}
+    return table[table["index"].isin(split.index.tolist())].reset_index(drop=True), _Smaller(store, Points(eps, points))
 
 
 def _standing(rows: pd.DataFrame, x_adv: Tensor) -> dict[int, Tensor]:
     """Give the points of the samples that an attack has not broken, by their position in the test set."""
     left = (rows["verdict"] == Verdict.UNKNOWN) & (rows["kind"] == "attack")
     return {int(rows["index"].iloc[row]): x_adv[row].cpu() for row in np.flatnonzero(left)}
-
-
-def _among(split: Split, index: pd.Series[int]) -> Tensor:
-    """Say which samples of a split are in a column of positions, shape ``(N,)``."""
-    return torch.from_numpy(np.isin(split.index.numpy(), index.to_numpy()))
 
 
 def _worker(one: _Evaluation, smaller: _Smaller | None, reporter: Reporter) -> tuple[Batches, str]:

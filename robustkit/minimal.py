@@ -18,6 +18,7 @@ from robustkit.errors import UsageError
 from robustkit.files import replacing
 from robustkit.networks import Network
 from robustkit.progress import Reporter, working
+from robustkit.runs import file_name
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
 
@@ -39,6 +40,15 @@ class Minimal:
     method: str
     radii: pd.DataFrame
     path: Path
+
+    def write(self) -> None:
+        """Write the table.
+
+        Raises:
+            RobustkitError: it cannot be written.
+        """
+        with replacing(self.path) as file:
+            self.radii.to_csv(file, index=False)
 
     def plain(self) -> dict[str, Any]:
         """Give its figures as JSON holds them; the median is null where most samples were not broken."""
@@ -67,7 +77,7 @@ def minimal_radii(
     """Find for each sample and attack the least radius at which it breaks, and write a table for each attack.
 
     An upper bound of the true least radius: heuristic, as the attack. Samples between the same two radii are attacked
-    together, at the middle of these, first from the points known to break them.
+    together, at the middle of these, first from the points known to break them. Several processes share the samples.
 
     Args:
         network: the network.
@@ -90,14 +100,14 @@ def minimal_radii(
         attack = compose_attack(name, settings.options)
         radii = brackets(table[table["method"] == name])
         split = network.dataset.test.take(settings.n)
-        with working(reporter, f"minimal eps by {name}", len(radii)):
-            for finished in _bisect(network, attack, split, radii, tolerance, settings.batch_size):
+        own = radii.iloc[network.world.share(len(radii), settings.batch_size).numpy()].copy()
+        with working(reporter, f"minimal eps by {name}", len(own)):
+            for finished in _bisect(network, attack, split, own, tolerance, settings.batch_size):
                 reporter.advance(finished)
+        radii = pd.concat(network.world.gather(own)).sort_values("index", ignore_index=True)
         described = [repr(attack), network.subject.model, network.dataset.name, sorted(set(table["eps"])), tolerance]
-        path = network.run.path / FOLDER / f"{name}-{digest(described)}.csv"
-        with replacing(path) as file:
-            radii.to_csv(file, index=False)
-        found.append(Minimal(name, radii, path))
+        found.append(Minimal(name, radii, network.run.path / FOLDER / f"{file_name(name)}-{digest(described)}.csv"))
+        network.world.from_first(found[-1].write)
     return found
 
 

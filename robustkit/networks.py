@@ -19,7 +19,8 @@ from robustkit.errors import UsageError
 from robustkit.progress import Reporter
 from robustkit.results import Subject
 from robustkit.runs import Run, environment, what_training_reads
-from robustkit.training import STATE_FILE, EpochMetrics, World, make_method, train
+from robustkit.training import STATE_FILE, EpochMetrics, make_method, train
+from robustkit.world import World
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Network:
     def device(self) -> torch.device:
         """Where the model is."""
         return next(self.model.parameters()).device
+
+    @property
+    def world(self) -> World:
+        """The processes that evaluate it together; the first one writes and tells."""
+        return World.join(self.device)
 
 
 def set_up(config: Config) -> torch.device:

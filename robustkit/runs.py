@@ -141,9 +141,17 @@ class Run:
 
     def table(self) -> pd.DataFrame:
         """Read the rows of all finished evaluations."""
-        paths = sorted((self.path / RESULTS).glob("*.csv"))
-        tables = [read_table(path) for path in paths if not path.name.startswith(".")]
+        tables = [read_table(path) for path in _finished(self.path / RESULTS, "*.csv")]
         return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(COLUMNS))
+
+    def examples(self) -> list[Path]:
+        """Give the files of all adversarial examples."""
+        return _finished(self.path / EXAMPLES, "*.npz")
+
+
+def _finished(folder: Path, pattern: str) -> list[Path]:
+    """Give files in order but for those that work under way keeps to itself: their names begin with a dot."""
+    return sorted(path for path in folder.glob(pattern) if not path.name.startswith("."))
 
 
 def what_training_reads(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,6 +164,11 @@ def what_training_reads(settings: Mapping[str, Any]) -> dict[str, Any]:
     method = train.get("method")
     train["options"] = {name: one for name, one in train.get("options", {}).items() if name == method}
     return {"data": data, "train": train, **{key: settings.get(key) for key in ("model", "seed", "deterministic")}}
+
+
+def file_name(method: str) -> str:
+    """Give the name of a method as part of a file's: a battery's can be longer than that may be."""
+    return method.replace(":", "-")[:100]
 
 
 def _or_null(value: Any) -> Any:

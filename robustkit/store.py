@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from robustkit.networks import Network
 from robustkit.results import COLUMNS, read_table, write_table
 from robustkit.runs import EXAMPLES, RESULTS
 from robustkit.verdict import Verdict
+from robustkit.world import World
 
 KEPT_EXAMPLES = 500
 """Adversarial examples kept of each evaluation."""
@@ -24,65 +26,175 @@ WRITE_EVERY = 5.0
 """Seconds after which finished rows are written, at the latest."""
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Rows of an evaluation, with some of its examples; both ascend by the position of their sample.
+
+    Attributes:
+        table: the rows, one for each sample.
+        examples: of samples that were broken, at most ``KEPT_EXAMPLES``; None where there are none.
+    """
+
+    table: pd.DataFrame
+    examples: Examples | None = None
+
+    @classmethod
+    def none(cls) -> Rows:
+        """Give no rows."""
+        return cls(pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS))
+
+    @classmethod
+    def read(cls, files: _Files, model: str) -> Rows:
+        """Read what is there for these very weights; what is of other weights that stood here before is left out."""
+        if not files.table.exists():
+            return cls.none()
+        table = read_table(files.table)
+        if (table["model"] != model).any():
+            files.examples.unlink(missing_ok=True)
+            return cls.none()
+        return cls(table, load_examples(files.examples) if files.examples.exists() else None)
+
+    @classmethod
+    def together(cls, parts: Sequence[Rows]) -> Rows:
+        """Give all rows; where parts have the same sample, that of the first."""
+        tables = [one.table for one in parts if len(one.table)]
+        if not tables:
+            return cls.none()
+        table = pd.concat(tables, ignore_index=True).drop_duplicates("index")
+        examples = None
+        for one in parts:
+            examples = one.examples.after(examples) if one.examples is not None else examples
+        return cls(table.sort_values("index", ignore_index=True), _first(examples))
+
+    def write(self, files: _Files) -> None:
+        """Write both, each whole or not at all."""
+        write_table(self.table, files.table)
+        if self.examples is not None and len(self.examples.y):
+            save_examples(files.examples, self.examples)
+
+
+@dataclass(frozen=True)
+class _Files:
+    """Where rows and their examples lie."""
+
+    table: Path
+    examples: Path
+
+    @classmethod
+    def of(cls, network: Network, name: str) -> _Files:
+        """Give the files of an evaluation, or of one process's share of it."""
+        folder = network.run.path
+        return cls(folder / RESULTS / f"{name}.csv", folder / EXAMPLES / f"{name}.npz")
+
+    def shares(self) -> list[_Files]:
+        """Give the files of the shares that lie beside these."""
+        tables = sorted(self.table.parent.glob(f"{_share(self.table.stem, '*')}.csv"))
+        return [_Files(one, self.examples.with_name(f"{one.stem}.npz")) for one in tables]
+
+    def unlink(self) -> None:
+        """Remove both."""
+        self.table.unlink(missing_ok=True)
+        self.examples.unlink(missing_ok=True)
+
+
+def _share(name: str, rank: object) -> str:
+    """Name a share; no table of results begins with a dot."""
+    return f".{name}.share{rank}"
+
+
 @dataclass
 class Store:
-    """The rows and the examples of one evaluation, in memory and on disk."""
+    """The rows and the examples of one evaluation, in memory and on disk.
 
-    path: Path
-    examples_path: Path
-    table: pd.DataFrame
-    examples: Examples | None
+    Several processes share one evaluation: each writes what it has computed into files of its own, and in the end the
+    first puts all of it together. What a process leaves that is lost is taken up by the next sitting.
+
+    Attributes:
+        world: the processes that share it.
+        files: where all of it lies in the end.
+        own: where this process writes meanwhile; the same for one process.
+        known: what was there before, the same in all processes.
+        new: what this process has added, in parts.
+    """
+
+    world: World
+    files: _Files
+    own: _Files
+    known: Rows
+    new: list[Rows] = field(default_factory=list)
     written: float = field(default_factory=time.monotonic)
     dirty: bool = False
 
     @classmethod
     def open(cls, network: Network, name: str) -> Store:
-        """Take up what is there for these very weights."""
-        path = network.run.path / RESULTS / f"{name}.csv"
-        examples_path = network.run.path / EXAMPLES / f"{name}.npz"
-        table = read_table(path) if path.exists() else pd.DataFrame(columns=list(COLUMNS)).astype(COLUMNS)
-        if (table["model"] != network.subject.model).any():  # of weights that stood here before
-            examples_path.unlink(missing_ok=True)
-            return cls(path, examples_path, table.iloc[:0], None)
-        return cls(path, examples_path, table, load_examples(examples_path) if examples_path.exists() else None)
+        """Take up what is there for these very weights, shares of processes that were lost among it."""
+        world, files = network.world, _Files.of(network, name)
+        shares = files.shares()
+        known = Rows.together([Rows.read(one, network.subject.model) for one in (files, *shares)])
+        own = _Files.of(network, _share(name, world.rank)) if world.size > 1 else files
+        store = cls(world, files, own, known, dirty=bool(shares))
+        store.join()
+        for one in shares:
+            one.unlink()
+        return store
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """All rows that this process knows of."""
+        return Rows.together([self.known, *self.new]).table
 
     def carry(self, smaller: Store, eps: float, split: Split) -> None:
         """Take over the samples of a split that are broken in a smaller ball, with their points where those were kept.
 
-        A sample that stood here in an earlier sitting is broken now.
+        A sample that stood here in an earlier sitting is broken now. To be called by all processes, before they add.
         """
-        broken = smaller.table[(smaller.table["verdict"] == Verdict.FALSIFIED)]
-        broken = broken[broken["index"].isin(split.index.tolist())]
-        settled = self.table["verdict"] != Verdict.UNKNOWN
-        new = broken[~broken["index"].isin(self.table.loc[settled, "index"])]
+        table = smaller.known.table
+        broken = table[(table["verdict"] == Verdict.FALSIFIED) & table["index"].isin(split.index.tolist())]
+        settled = self.known.table["verdict"] != Verdict.UNKNOWN
+        new = broken[~broken["index"].isin(self.known.table.loc[settled, "index"])]
         if not len(new):
             return
         radii = [f"broken at eps {one:.6g} already" for one in new["eps"]]
         reason = new["reason"].where(new["reason"] != "", radii)
-        rows = new.assign(eps=eps, seconds=0.0, reason=reason)
-        kept = self.table[~self.table["index"].isin(new["index"])]
-        self.table = pd.concat([kept, rows], ignore_index=True) if len(kept) else rows.reset_index(drop=True)
-        if smaller.examples is not None:
-            chosen = np.isin(smaller.examples.index, new["index"].to_numpy())
-            self._keep(smaller.examples.where(chosen, eps))
+        rows, examples = new.assign(eps=eps, seconds=0.0, reason=reason), smaller.known.examples
+        if examples is not None:
+            examples = examples.at(np.flatnonzero(np.isin(examples.index, new["index"])), eps)
+        self.known = Rows.together([Rows(rows, examples), self.known])
         self.dirty = True
-
-    def _keep(self, examples: Examples) -> None:
-        if self.examples is None or len(self.examples.y) < KEPT_EXAMPLES:
-            self.examples = examples.after(self.examples).take(KEPT_EXAMPLES)
 
     def add(self, rows: pd.DataFrame, x: Tensor, x_adv: Tensor, predicted: Tensor) -> None:
         """Add a batch, and write if it is time."""
-        self.table = pd.concat([self.table, rows], ignore_index=True) if len(self.table) else rows
-        self._keep(Examples.of(rows, x, x_adv, predicted))
+        self.new.append(Rows(rows, Examples.of(rows, x, x_adv, predicted)))
         self.dirty = True
         if time.monotonic() - self.written > WRITE_EVERY:
             self.write()
 
     def write(self) -> None:
         """Write what has come since the last time."""
-        if self.dirty:
-            write_table(self.table, self.path)
-            if self.examples is not None and len(self.examples.y):
-                save_examples(self.examples_path, self.examples)
-            self.dirty, self.written = False, time.monotonic()
+        if not self.dirty:
+            return
+        self.new = [Rows.together(self.new)]
+        if self.own == self.files:
+            Rows.together([self.known, *self.new]).write(self.files)
+        elif len(self.new[0].table):
+            self.new[0].write(self.own)
+        self.dirty, self.written = False, time.monotonic()
+
+    def join(self) -> None:
+        """Put together what all processes have, and let the first write it."""
+        every = self.world.gather(([self.known, *self.new], self.dirty or bool(self.new)))
+        changed = any(has_more for _, has_more in every)
+        self.known = Rows.together([one for parts, _ in every for one in parts])
+        self.new, self.dirty = [], False
+        if changed:
+            self.world.from_first(lambda: self.known.write(self.files))
+        if self.own != self.files:
+            self.own.unlink()
+
+
+def _first(examples: Examples | None) -> Examples | None:
+    """Give the first examples of each sample, ascending, as many as are kept."""
+    if examples is None:
+        return None
+    places = np.unique(examples.index, return_index=True)[1]
+    return examples.at(places[:KEPT_EXAMPLES])

@@ -10,7 +10,7 @@ import robustkit
 ROOT = Path(robustkit.__file__).resolve().parent
 LAYERS: list[set[str]] = [
     {"errors", "threat", "margins", "verdict", "results", "files", "progress", "config", "data", "models", "bounds"}
-    | {"vnnlib", "workers"},
+    | {"vnnlib", "workers", "world"},
     {"attacks"},
     {"training", "verifiers", "reports"},
     {"runs", "networks", "evaluation", "experiment", "variations", "pipeline", "summary", "catalogue"}

@@ -373,7 +373,7 @@ sys.path.insert(0, sys.argv[1])
 import networks
 from test_loop import PARALLEL
 from test_training import fit
-from robustkit.training import World
+from robustkit.world import World
 
 world = World.join(torch.device("cpu"))
 for name, (method, kind) in PARALLEL.items():

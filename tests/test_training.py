@@ -29,7 +29,6 @@ from robustkit.training import (
     Moment,
     Trainee,
     TrainingMethod,
-    World,
     make_method,
     train,
 )
@@ -43,10 +42,10 @@ from robustkit.training.ibp import IBP
 from robustkit.training.method import Share
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
-from robustkit.training.parallel import ALONE
 from robustkit.training.sabr import SABR, small_boxes
 from robustkit.training.taps import STAPS, TAPS
 from robustkit.training.trades import TRADES
+from robustkit.world import ALONE, World
 
 FAST: list[TrainingMethod] = [
     Natural(),

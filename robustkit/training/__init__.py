@@ -19,7 +19,6 @@ from robustkit.training.loop import STATE_FILE, train
 from robustkit.training.method import Moment, Trainee, TrainingMethod
 from robustkit.training.mixtrain import MixTrain
 from robustkit.training.natural import Natural
-from robustkit.training.parallel import World
 from robustkit.training.sabr import SABR
 from robustkit.training.schedules import EpochMetrics, EpsRamp
 from robustkit.training.taps import STAPS, TAPS
@@ -33,7 +32,6 @@ __all__ = [
     "Moment",
     "Trainee",
     "TrainingMethod",
-    "World",
     "make_method",
     "train",
 ]

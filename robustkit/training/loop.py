@@ -25,10 +25,10 @@ from robustkit.threat import LinfBall
 from robustkit.training.augmentation import augmented
 from robustkit.training.averaging import Average
 from robustkit.training.method import Moment, Share, Trainee, TrainingMethod
-from robustkit.training.parallel import ALONE, World
 from robustkit.training.schedules import EpochMetrics, EpsRamp, LearningRate
 from robustkit.training.statistics import has_batch_norm, make_precise
 from robustkit.training.validation import Validation, classes_predicted, stop_if_collapsed, validate
+from robustkit.world import ALONE, World
 
 STATE_FILE = "training.pt"
 LOOK_EVERY = 20
