@@ -294,39 +294,6 @@ def device_of(model: nn.Module, otherwise: torch.device) -> torch.device:
     return next((one.device for one in model.parameters()), otherwise)
 
 
-def random_start(
-    x: Tensor,
-    ball: LinfBall,
-    index: Tensor,
-    *,
-    seed: int,
-    restart: int,
-    box: tuple[Tensor, Tensor] | None = None,
-) -> Tensor:
-    """Draw ``x + U(-eps, eps)``, cut to the ball: one point a sample, whatever batch the sample stands in.
-
-    Args:
-        x: inputs, shape ``(B, ...)``.
-        ball: the ball around each input.
-        index: positions in the test set, shape ``(B,)``.
-        seed: of the attack.
-        restart: number of the restart.
-        box: ``ball.inner_box(x)``, where it is known already: it takes longer than the draw.
-
-    Returns:
-        Points of the shape and type of ``x``, in the ball.
-
-    Source: Madry et al. 2018, arXiv 1706.06083, Sec. 5.
-    """
-    generator = torch.Generator()
-    draws = [
-        torch.rand(x.shape[1:], generator=generator.manual_seed(derived_seed(seed, one, restart)), dtype=x.dtype)
-        for one in index.tolist()
-    ]
-    lb, ub = ball.inner_box(x) if box is None else box
-    return torch.minimum(torch.maximum(x + (2 * torch.stack(draws).to(x.device) - 1) * ball.eps, lb), ub)
-
-
 def derived_seed(*parts: int) -> int:
     """Give 32 well-mixed bits of any integers: all that torch's CPU generator takes in of a seed."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=4).digest())

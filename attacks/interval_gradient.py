@@ -10,8 +10,17 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.base import AttackResult, Task, check_counts, check_setting, evaluating, random_start
+from robustkit.attacks.base import (
+    AttackResult,
+    Task,
+    check_counts,
+    check_setting,
+    checked_logits,
+    evaluating,
+    least_margin,
+)
 from robustkit.attacks.pgd import LOSSES, pgd_steps
+from robustkit.attacks.starts import corner_start, random_start
 from robustkit.bounds import Bounded, bounded
 from robustkit.margins import margin_specification
 from robustkit.threat import LinfBall
@@ -26,8 +35,8 @@ class IntervalGradient:
 
     The interval gradient at a point is the input coefficients of the symbolic upper bound of ``f_d - f_y`` over a box
     around it; the box is widened by factors of 3, to half the ball at most, until the bound says that some class ``d``
-    could win. The first restart starts from the sample, the others from random points; restarts run only on samples
-    that still stand.
+    could win. The first restart starts from the sample, the others from random corners of the ball and random points in
+    turn; restarts run only on samples that still stand.
 
     Attributes:
         inner: ``"pgd"`` (cross-entropy) or ``"cw"`` (margin loss).
@@ -45,6 +54,7 @@ class IntervalGradient:
         widths_at_once: boxes of a sample bounded at once. One wastes nothing: a box is bounded only where the narrower
             ones found no class; more keep a device busy that has room for them. The points are the same.
         seed: of the random starts.
+        corners: random corners of the ball that a start is the best of; 0 for random points, as in the authors' code.
 
     Source: Wang et al. 2019, arXiv 1906.02282, with the constants of the authors' code at eps 0.3: step 0.01, widening
     0.01. Deviations: samples leave as soon as they are broken; a pixel with coefficient 0 stays where it is; hopeless
@@ -64,11 +74,13 @@ class IntervalGradient:
     rel_last_step: float = 1.0
     hopeless: Literal["redraw", "stay"] = "redraw"
     widths_at_once: int = 1
+    corners: int = 10
 
     def __post_init__(self) -> None:
         check_setting(self.inner in INNER_LOSSES, "inner", f"as one of {', '.join(INNER_LOSSES)}", self.inner)
         check_setting(self.move in ("corner", "small"), "move", "as one of corner, small", self.move)
         check_setting(self.hopeless in ("redraw", "stay"), "hopeless", "as one of redraw, stay", self.hopeless)
+        check_setting(self.corners >= 0, "corners", "of at least 0", self.corners)
         check_setting(self.rel_step_size > 0, "rel_step_size", "above 0", self.rel_step_size)
         check_setting(0 < self.rel_last_step <= 1, "rel_last_step", "in (0, 1]", self.rel_last_step)
         check_setting(0 < self.rel_widening <= 0.5, "rel_widening", "in (0, 0.5]", self.rel_widening)
@@ -94,11 +106,21 @@ class IntervalGradient:
     def _restart(self, model: nn.Module, network: Bounded, task: Task, ball: LinfBall, restart: int) -> None:
         rows, points = task.worst.standing(), task.x.clone()
         if restart > 0 and len(rows):
-            points[rows] = random_start(task.x[rows], ball, task.index[rows.cpu()], seed=self.seed, restart=restart)
+            points[rows] = self._start(model, task, ball, rows, restart)
         self._attack_from(points, model, task, ball)
         for move in range(self.interval_iters if restart < 2 else 1):
             self._move(points, network, task, ball, draw=-1 - restart * self.interval_iters - move)
             self._attack_from(points, model, task, ball)
+
+    def _start(self, model: nn.Module, task: Task, ball: LinfBall, rows: Tensor, restart: int) -> Tensor:
+        x, y, box, index = task.x[rows], task.y[rows], (task.lb[rows], task.ub[rows]), task.index[rows.cpu()]
+        if not self.corners or restart % 2 == 0:
+            return random_start(x, ball, index, seed=self.seed, restart=restart, box=box)
+
+        def margin(points: Tensor) -> Tensor:
+            return least_margin(checked_logits(model, points), y)
+
+        return corner_start(x, box, index, margin, seed=self.seed, restart=restart, corners=self.corners)
 
     def _attack_from(self, points: Tensor, model: nn.Module, task: Task, ball: LinfBall) -> None:
         """Run the inner attack on what stands, leaving its last points in ``points``."""

@@ -20,8 +20,8 @@ from robustkit.attacks.base import (
     evaluating,
     least_margin,
     needs_gradient,
-    random_start,
 )
+from robustkit.attacks.starts import random_start
 from robustkit.margins import logit_margins, worst_margin
 from robustkit.threat import LinfBall
 

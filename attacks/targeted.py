@@ -1,4 +1,4 @@
-"""Targeted gradient descent: towards each likely wrong class in turn, by steps that shrink."""
+"""Targeted gradient descent: towards each likely wrong class in turn, from good corners, by steps that shrink."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks.base import AttackResult, Task, Worst, check_counts, check_setting, evaluating, random_start
+from robustkit.attacks.base import (
+    AttackResult,
+    Task,
+    Worst,
+    check_counts,
+    check_setting,
+    checked_logits,
+    evaluating,
+)
 from robustkit.attacks.pgd import pgd_steps
+from robustkit.attacks.starts import corner_start, random_start
 from robustkit.margins import logit_margins, worst_margin
 from robustkit.threat import LinfBall
 
@@ -24,10 +33,11 @@ def lead(logits: Tensor, aims: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class TargetedPGD:
-    """Raise one wrong class at a time over the label, from random points, by steps that shrink from eps on.
+    """Raise one wrong class at a time over the label, from random corners, by steps that shrink from eps on.
 
     PGD follows whichever wrong class is ahead, and may leave the one that could have won. Every restart aims at the
-    wrong classes in turn, the most likely of the sample first, and each time only for samples that still stand.
+    wrong classes in turn, the most likely of the sample first, and each time only for samples that still stand. Every
+    other restart begins at random points instead.
 
     Attributes:
         steps: gradient steps towards each class.
@@ -36,9 +46,10 @@ class TargetedPGD:
         rel_step_size: first step as a fraction of eps.
         rel_last_step: last step as a fraction of the first; the steps between shrink by an equal factor each.
         seed: of the random starts.
+        corners: random corners of the ball that a start is the best of; 0 for random points of the ball instead.
 
     Source: the loss is that of Carlini & Wagner 2017, arXiv 1608.04644, Sec. V, f_6 on logits, for a fixed class and
-    without its floor; the order of the classes and the shrinking of the steps are our own.
+    without its floor; the order of the classes, the corners and the shrinking of the steps are our own.
     """
 
     name: ClassVar[str] = "targeted-pgd"
@@ -48,9 +59,11 @@ class TargetedPGD:
     rel_step_size: float = 1.0
     rel_last_step: float = 0.01
     seed: int = 0
+    corners: int = 10
 
     def __post_init__(self) -> None:
         check_counts(self, "steps", "restarts", "targets")
+        check_setting(self.corners >= 0, "corners", "of at least 0", self.corners)
         check_setting(self.rel_step_size > 0, "rel_step_size", "above 0", self.rel_step_size)
         check_setting(0 < self.rel_last_step <= 1, "rel_last_step", "in (0, 1]", self.rel_last_step)
 
@@ -62,20 +75,42 @@ class TargetedPGD:
             task = Task.begin(model, x, y, ball, index)
             likely = task.logits.scatter(1, task.y.unsqueeze(1), -torch.inf).argsort(dim=1, descending=True)
             count = min(self.targets, task.logits.shape[1] - 1)
-            for start in range(self.restarts * count):
+            for draw in range(self.restarts * count):
                 rows = task.worst.standing()
                 if not len(rows):
                     break
-                task.worst.offer(rows, self._aim(model, task, ball, rows, likely[rows, start % count], start))
+                aims = likely[rows, draw % count]
+                start = self._start(model, task, ball, rows, aims, draw, from_corner=draw // count % 2 == 0)
+                task.worst.offer(rows, self._aim(model, task, ball, rows, aims, start))
             return task.worst.result()
 
-    def _aim(self, model: nn.Module, task: Task, ball: LinfBall, rows: Tensor, aims: Tensor, start: int) -> Worst:
-        box = task.lb[rows], task.ub[rows]
+    def _start(
+        self,
+        model: nn.Module,
+        task: Task,
+        ball: LinfBall,
+        rows: Tensor,
+        aims: Tensor,
+        draw: int,
+        *,
+        from_corner: bool,
+    ) -> Tensor:
+        x, box, index = task.x[rows], (task.lb[rows], task.ub[rows]), task.index[rows.cpu()]
+        if not (self.corners and from_corner):
+            return random_start(x, ball, index, seed=self.seed, restart=draw, box=box)
+
+        def behind(points: Tensor) -> Tensor:
+            return -lead(checked_logits(model, points), aims)
+
+        return corner_start(x, box, index, behind, seed=self.seed, restart=draw, corners=self.corners)
+
+    def _aim(self, model: nn.Module, task: Task, ball: LinfBall, rows: Tensor, aims: Tensor, start: Tensor) -> Worst:
         worst, _ = pgd_steps(
             model,
-            random_start(task.x[rows], ball, task.index[rows.cpu()], seed=self.seed, restart=start, box=box),
+            start,
             task.y[rows],
-            *box,
+            task.lb[rows],
+            task.ub[rows],
             steps=self.steps,
             step_size=self.rel_step_size * ball.eps,
             rel_last_step=self.rel_last_step,

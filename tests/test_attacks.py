@@ -29,8 +29,9 @@ from robustkit.attacks import (
     make_attack,
     save_examples,
 )
-from robustkit.attacks.base import evaluating, random_start
+from robustkit.attacks.base import evaluating
 from robustkit.attacks.pgd import cross_entropy, pgd_steps
+from robustkit.attacks.starts import corner_start, random_start
 from robustkit.errors import RobustkitError, UsageError
 from robustkit.margins import correct, logit_margins, worst_margin
 from robustkit.results import COLUMNS, Subject
@@ -217,6 +218,41 @@ def test_other_seeds_and_samples_draw_other_starts() -> None:
     spread = random_start(torch.full((40, 500), 0.5), ball, torch.arange(40), seed=0, restart=0) - 0.5
     assert spread.abs().max() <= 0.3 + 1e-6
     assert abs(float(spread.std()) - 0.3 / math.sqrt(3)) < 0.003
+
+
+@pytest.mark.parametrize("shape", [(7,), (2, 9, 6)])
+def test_corner_starts_are_the_best_of_the_corners_drawn(shape: tuple[int, ...]) -> None:
+    x, ball, index = torch.rand((5, *shape)), LinfBall(0.2), torch.arange(30, 35)
+    box, seen = ball.inner_box(x), list[Tensor]()
+
+    def score(points: Tensor) -> Tensor:
+        seen.append(points)
+        return points.flatten(1).sum(dim=1)
+
+    best = corner_start(x, box, index, score, seed=1, restart=2, corners=9)
+    assert len(seen) == 9
+    assert all(((one == box[0]) | (one == box[1])).all() for one in seen)
+    assert len(torch.stack(seen).unique(dim=0)) == 9
+    sums = torch.stack([one.flatten(1).sum(dim=1) for one in seen])
+    assert torch.equal(best, torch.stack(seen)[sums.argmin(dim=0), torch.arange(5)])
+    alone = corner_start(x[3:4], (box[0][3:4], box[1][3:4]), index[3:4], score, seed=1, restart=2, corners=9)
+    assert torch.equal(alone, best[3:4]), "independent of the batch"
+    for seed, restart in ((0, 2), (1, 3)):
+        assert not torch.equal(best, corner_start(x, box, index, score, seed=seed, restart=restart, corners=9))
+
+
+def test_blocks_of_a_corner_share_their_sign() -> None:
+    x, seen = torch.full((3, 1, 28, 28), 0.5), list[Tensor]()
+
+    def score(points: Tensor) -> Tensor:
+        seen.append(points)
+        return points.flatten(1).sum(dim=1)
+
+    corner_start(x, LinfBall(0.1).inner_box(x), torch.arange(3), score, seed=0, restart=0, corners=4)
+    for points, side in zip(seen, (7, 4, 2, 1), strict=True):
+        blocks = points.reshape(3, 28 // side, side, 28 // side, side).transpose(2, 3).flatten(3)
+        assert (blocks == blocks[..., :1]).all()
+        assert 0.2 < (blocks[..., 0] > 0.5).double().mean() < 0.8
 
 
 class Counting(nn.Module):
