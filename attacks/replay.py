@@ -11,11 +11,15 @@ from torch import Tensor, nn
 
 from robustkit.attacks.base import device_of, evaluating
 from robustkit.attacks.examples import Examples
+from robustkit.attacks.pgd import negative_margin, pgd_steps
 from robustkit.errors import RobustkitError
 from robustkit.margins import logit_margins, worst_margin
 from robustkit.threat import LinfBall
 
 log = logging.getLogger(__name__)
+
+DESCENTS, DESCENT_STEPS = 8, 10
+"""Points that a search comes upon at a time from which the gradient is followed, and for how many steps."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +153,37 @@ class Look:
     tie: str = ""
 
     def __call__(self, points: Tensor) -> Tensor | None:
-        """Give the first counterexample among points ``(B, ...)``, moved into the ball; None where there is none."""
+        """Give a counterexample: the first of points ``(B, ...)``, moved into the ball, or one near the best of them.
+
+        Points that minimise a bound over a part of the ball are good starts for gradient descent.
+        """
         points = self.ball.project(points, self.x)
-        suspects = self._suspects(points)
+        margins = self._margins(points)
+        found = self._believed(points[~(margins > 0)])
+        if found is not None or not len(points):
+            return found
+        return self._believed(self._descended(points[margins.topk(min(DESCENTS, len(points)), largest=False).indices]))
+
+    def _descended(self, points: Tensor) -> Tensor:
+        """Follow the gradient of the margin from points, and give those that the model gets wrong."""
+        y = self.y.expand(len(points))
+        lb, ub = (end.expand_as(points) for end in self.ball.inner_box(self.x))
+        with torch.enable_grad():
+            worst, _ = pgd_steps(
+                self.replay.model,
+                points,
+                y,
+                lb,
+                ub,
+                steps=DESCENT_STEPS,
+                step_size=self.ball.eps / 4,
+                rel_last_step=0.05,
+                loss=negative_margin,
+            )
+        return worst.x_adv[worst.margin <= 0]
+
+    def _believed(self, suspects: Tensor) -> Tensor | None:
+        """Give the first of points that breaks in both arithmetics, and keep in mind what is only a tie."""
         if not len(suspects):
             return None
         found = self.replay(suspects, self.x.expand_as(suspects), self.y.expand(len(suspects)), self.ball)
@@ -162,7 +194,7 @@ class Look:
         return None
 
     @torch.no_grad()
-    def _suspects(self, points: Tensor) -> Tensor:
-        """Give the points that the model itself does not get right."""
+    def _margins(self, points: Tensor) -> Tensor:
+        """Give the worst margin of points in the model itself, shape ``(B,)``."""
         y = self.y.expand(len(points))
-        return points[~(worst_margin(logit_margins(self.replay.model(points), y), y) > 0)]
+        return worst_margin(logit_margins(self.replay.model(points), y), y)

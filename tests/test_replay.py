@@ -100,12 +100,22 @@ def test_a_tied_clean_sample_is_misclassified() -> None:
 
 
 def test_a_look_gives_the_first_counterexample_and_remembers_a_tie() -> None:
-    look = Look(Replay.prepare(DIFFERENCE), torch.tensor([[0.5]]), torch.tensor([0]), LinfBall(0.375))
+    x, y = torch.tensor([[0.5]]), torch.tensor([0])
+    look = Look(Replay.prepare(DIFFERENCE), x, y, LinfBall(0.25))
     assert look(torch.tensor([[0.5], [0.25]])) is None
     assert look.tie.startswith("a tie: a point of the ball has margin 0 ")
+    look = Look(Replay.prepare(DIFFERENCE), x, y, LinfBall(0.375))
     found = look(torch.tensor([[0.5], [0.0], [0.2]]))
     assert found is not None
     assert found.item() == 0.125, "moved into the ball"
+
+
+def test_a_look_follows_the_gradient_from_what_it_is_shown() -> None:
+    look = Look(Replay.prepare(DIFFERENCE), torch.tensor([[0.5]]), torch.tensor([0]), LinfBall(0.375))
+    found = look(torch.tensor([[0.7], [0.5], [0.4]]))
+    assert found is not None
+    assert 0.125 <= found.item() < 0.25
+    assert look(torch.zeros(0, 1)) is None
 
 
 def judged(model: nn.Module, x: float, point: float, eps: float) -> tuple[str, str]:

@@ -86,32 +86,48 @@ def attack(model: nn.Module, query: Query, deadline: float) -> Array | None:
 
     Own design: signed steps that shrink linearly from a quarter of the box, starts drawn uniformly, one in the middle.
     """
+    lower, upper = box_of(query)
+    draw = torch.Generator().manual_seed(0)
+    share = torch.rand(STARTS, *lower.shape[1:], generator=draw)
+    share[0] = 0.5
+    return descend(model, query, lower + share * (upper - lower), deadline)
+
+
+def descend(model: nn.Module, query: Query, starts: Tensor, deadline: float, steps: int = STEPS) -> Array | None:
+    """Search the box for an unsafe output from given points, for each disjunct from all of them; see ``attack``.
+
+    Args:
+        model: in eval mode.
+        query: the query.
+        starts: points of the box, shape ``(S, *query.input_shape)``.
+        deadline: on the monotonic clock.
+        steps: gradient steps.
+    """
     for first in range(0, len(query.unsafe), MOST_ATTACKED):
-        found = _descend(model, query, query.unsafe[first : first + MOST_ATTACKED], deadline)
+        found = _descend(model, query, query.unsafe[first : first + MOST_ATTACKED], starts, deadline, steps)
         if found is not None:
             return found
     return None
 
 
-def _descend(model: nn.Module, query: Query, unsafe: tuple[Disjunct, ...], deadline: float) -> Array | None:
+def _descend(
+    model: nn.Module, query: Query, unsafe: tuple[Disjunct, ...], starts: Tensor, deadline: float, steps: int
+) -> Array | None:
     lower, upper = box_of(query)
-    draw = torch.Generator().manual_seed(0)
-    share = torch.rand(STARTS, *lower.shape[1:], generator=draw)
-    share[0] = 0.5
-    x = (lower + share * (upper - lower)).repeat(len(unsafe), *[1] * (lower.ndim - 1))
+    x = starts.repeat(len(unsafe), *[1] * (lower.ndim - 1))
     rows, offsets = _padded(unsafe)
     with torch.enable_grad():
-        for step in range(STEPS + 1):
+        for step in range(steps + 1):
             x.requires_grad_(True)
             values = _excess(model(x), rows, offsets)
             hit = (values <= 0.0).nonzero().flatten()
             if len(hit):
                 deepest = hit[values[hit].argmin()]
                 return x[deepest].detach().double().numpy().reshape(-1)
-            if step == STEPS or time.monotonic() > deadline:
+            if step == steps or time.monotonic() > deadline:
                 return None
             (slope,) = torch.autograd.grad(values.sum(), x)
-            size = 0.25 * (1.0 - step / STEPS)
+            size = 0.25 * (1.0 - step / steps)
             x = (x - size * (upper - lower) * slope.sign()).detach()
             x = torch.maximum(torch.minimum(x, upper), lower)
     return None
@@ -119,7 +135,7 @@ def _descend(model: nn.Module, query: Query, unsafe: tuple[Disjunct, ...], deadl
 
 def _excess(outputs: Tensor, rows: Tensor, offsets: Tensor) -> Tensor:
     """Give the greatest row of each start's own disjunct, shape ``(B,)``."""
-    whole = outputs.reshape(len(rows), STARTS, -1)
+    whole = outputs.reshape(len(rows), len(outputs) // len(rows), -1)
     return (torch.einsum("drk,dsk->dsr", rows, whole) + offsets[:, None]).amax(dim=2).flatten()
 
 

@@ -30,6 +30,8 @@ FEW_INPUTS = 10
 BATCH = 512
 MOST_BOXES = 500_000
 RELAXATIONS = (Relaxation.PARALLEL, Relaxation.ADAPTIVE)
+DESCENTS, DESCENT_STEPS = 4, 10
+"""Points of branches from which the gradient is followed at a time, and for how many steps."""
 
 
 def solve(model: nn.Module, query: Query, timeout: float) -> Answer:
@@ -117,7 +119,11 @@ def _by_neurons(model: nn.Module, graph: Graph, query: Query, box: tuple[Tensor,
     least = network.bounded(network.whole(rows, offsets), iterations=0).lower
 
     def look(points: Tensor) -> Tensor | None:
-        broken = _unsafe(model, query, torch.maximum(torch.minimum(points, upper), lower))
+        points = torch.maximum(torch.minimum(points, upper), lower)
+        broken = _unsafe(model, query, points)
+        if broken is None:  # points that minimise the bounds of branches are good starts
+            best = torch.from_numpy(_excess(model, query, points).argsort()[:DESCENTS])
+            broken = baseline.descend(model, query, points[best], deadline, DESCENT_STEPS)
         return None if broken is None else torch.from_numpy(broken).float().view(1, *lower.shape[1:])
 
     proof: dict[int, Tree] = {}
@@ -174,13 +180,19 @@ def _best_rows(least: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unsafe(model: nn.Module, query: Query, points: Tensor) -> Array | None:
     """Give a point ``(n,)`` whose outputs are unsafe, or None."""
+    hit = np.flatnonzero(_excess(model, query, points) <= 0)
+    if not len(hit):
+        return None
+    found: Array = points[int(hit[0])].double().numpy().reshape(-1)
+    return found
+
+
+def _excess(model: nn.Module, query: Query, points: Tensor) -> Array:
+    """Say by how much points ``(B, ...)`` miss the nearest disjunct, shape ``(B,)``: their outputs are unsafe at 0."""
     outputs = model(points).flatten(1).double().numpy()
-    for one in query.unsafe:
-        hit = np.flatnonzero((outputs @ one.rows.T + one.offsets <= 0).all(axis=1))
-        if len(hit):
-            found: Array = points[int(hit[0])].double().numpy().reshape(-1)
-            return found
-    return None
+    each = [(outputs @ one.rows.T + one.offsets).max(axis=1) for one in query.unsafe]
+    missing: Array = np.min(each, axis=0)
+    return missing
 
 
 def _halves(lower: Tensor, upper: Tensor, at: Tensor) -> tuple[Tensor, Tensor, Tensor]:
