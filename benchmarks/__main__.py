@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 import torch
 
-from benchmarks import attacks, branches, engine, growth, passes, scaling, training, verification
+from benchmarks import attacks, battery, branches, engine, growth, passes, scaling, training, verification
 from robustkit.runs import hardware
 
 PARTS = {
@@ -13,6 +13,7 @@ PARTS = {
     "passes": passes.table,
     "scaling": scaling.table,
     "attacks": attacks.table,
+    "battery": battery.table,
     "verification": verification.table,
     "engine": engine.table,
     "branches": branches.table,

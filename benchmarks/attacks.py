@@ -1,6 +1,7 @@
 """Own PGD-40 against torchattacks' PGD-40 on the same samples, with the robust accuracy that each leaves.
 
-And a step of the interval gradient for all samples at once against one sample after the other.
+And a step of the interval gradient for all samples at once against one sample after the other; and the memory that more
+samples take.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import networks
+from benchmarks.memory import meter
 from benchmarks.timing import side_by_side
-from robustkit.attacks import Attack, make_attack
+from robustkit.attacks import Attack, attack_batches, make_attack
 from robustkit.attacks.interval_gradient import interval_gradient
 from robustkit.bounds import BoundedNetwork
 from robustkit.bounds.chain import Statistics, chain_of
@@ -21,10 +23,14 @@ from robustkit.bounds.symbolic import Backward
 from robustkit.data import Split
 from robustkit.errors import RobustkitError
 from robustkit.margins import correct, margin_specification
+from robustkit.results import Subject
 from robustkit.threat import LinfBall
 
 SAMPLES = 500
 BOXES = 50
+BATCH = 250
+COUNTS = (250, 1000, 4000)
+"""Samples whose attack's memory is measured."""
 WIDENINGS = (1 / 30, 1 / 10, 3 / 10)
 """Half-widths of the boxes that are timed, as fractions of eps: the attack's first three."""
 
@@ -55,8 +61,32 @@ def table(rounds: int) -> list[str]:
             f"| {name} | {eps:.3g} | {own:.2f} | {peer:.2f} | {peer / own:.2f} "
             f"| {left['pgd']} | {left['torchattacks-pgd']} |"
         )
-    pgd = [f"PGD-40 on {data.name}, {len(split)} samples in batches of 250:", "", *lines]
-    return [*pgd, "", *interval_steps(rounds)]
+    pgd = [f"PGD-40 on {data.name}, {len(split)} samples in batches of {BATCH}:", "", *lines]
+    return [*pgd, "", *interval_steps(rounds), "", *memory()]
+
+
+def memory() -> list[str]:
+    """Measure the memory that an attack of more and more samples takes, in batches of one size."""
+    lines = ["| samples | MiB at most |", "| ---: | ---: |"]
+    with meter() as peak:
+        lines += [f"| {count:,} | {peak(_batches, count):.1f} |" for count in COUNTS]
+    return [f"PGD-10 of random images on a fresh {networks.dataset().model}, in batches of {BATCH}:", "", *lines]
+
+
+def _batches(count: int) -> Callable[[], object]:
+    """Attack samples as an evaluation does, row by row of the results; nothing is kept."""
+    data, device = networks.dataset(), networks.device()
+    draw = torch.Generator().manual_seed(0)
+    x = torch.rand((count, *data.input_shape), generator=draw).to(device)
+    y = torch.randint(data.classes, (count,), generator=draw).to(device)
+    split, model = Split(x, y, torch.arange(count)), networks.fresh()
+    subject = Subject("fresh", "", "", float("nan"), data.name, 0)
+
+    def work() -> None:
+        for _ in attack_batches(make_attack("pgd", {"steps": 10}), model, split, LinfBall(data.eps), subject, BATCH):
+            pass
+
+    return work
 
 
 def interval_steps(rounds: int) -> list[str]:
@@ -106,8 +136,8 @@ def _one_by_one(layers: Sequence[nn.Module], lb: Tensor, ub: Tensor, specificati
 def _call(attack: Attack, model: nn.Module, split: Split, ball: LinfBall) -> Callable[[], float]:
     def work() -> float:
         standing = []
-        for first in range(0, len(split), 250):
-            part = slice(first, first + 250)
+        for first in range(0, len(split), BATCH):
+            part = slice(first, first + BATCH)
             x, y, index = split.x[part], split.y[part], split.index[part]
             x_adv = attack(model, x, y, ball, index).x_adv
             with torch.no_grad():

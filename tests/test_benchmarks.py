@@ -17,6 +17,7 @@ from torch import nn
 from benchmarks import (
     attack_curves,
     attacks,
+    battery,
     branches,
     engine,
     growth,
@@ -252,6 +253,22 @@ def test_the_interval_gradient_at_once_is_that_of_one_sample_after_the_other(mon
     assert [row[0] for row in rows] == ["0.033", "0.100", "0.300"]
     assert all(float(row[4]) > 95.0 for row in rows)
     assert all(float(one) > 0 for row in rows for one in row[1:4])
+
+
+def test_the_battery_beside_its_parts_has_a_row_for_each_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, few in {"SAMPLES": 6, "STEPS": 3, "QUERIES": 5}.items():
+        monkeypatch.setattr(battery, name, few)
+    monkeypatch.setattr(networks, "trained", lambda *_: networks.fresh())
+    rows = cells(battery.table(1))[2:]
+    assert [row[0] for row in rows][:2] == ["natural", "IBP"]
+    assert all(float(row[4]) > 0 and 0 <= float(row[5]) <= 100 and 0 <= float(row[6]) <= 100 for row in rows)
+
+
+def test_the_memory_of_an_attack_has_a_row_for_each_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacks, "COUNTS", (5, 20))
+    monkeypatch.setattr(attacks, "BATCH", 5)
+    monkeypatch.setattr(attacks, "meter", lambda: nullcontext(lambda make, count: make(count)() or float(count)))
+    assert cells(attacks.memory())[2:] == [["5", "5.0"], ["20", "20.0"]]
 
 
 def test_gradient_evaluations_are_counted_a_sample_and_step() -> None:
