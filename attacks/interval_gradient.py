@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,22 @@ from robustkit.attacks.base import (
     least_margin,
 )
 from robustkit.attacks.pgd import LOSSES, pgd_steps
+from robustkit.attacks.pooled import PooledNetwork
 from robustkit.attacks.starts import corner_start, random_start
-from robustkit.bounds import Bounded, bounded
+from robustkit.bounds import bounded
+from robustkit.errors import UnsupportedLayerError
 from robustkit.margins import margin_specification
 from robustkit.threat import LinfBall
 
 INNER_LOSSES = {"pgd": "ce", "cw": "margin"}
 """The loss of each inner attack."""
+
+
+class Coefficients(Protocol):
+    """What gives interval gradients: see ``BoundedNetwork.input_coefficients``."""
+
+    def input_coefficients(self, lb: Tensor, ub: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
+        """Give linear functions near ``C @ logits`` over a box: coefficients ``(B, R, ...)``, greatest values."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,8 @@ class IntervalGradient:
 
     Source: Wang et al. 2019, arXiv 1906.02282, with the constants of the authors' code at eps 0.3: step 0.01, widening
     0.01. Deviations: samples leave as soon as they are broken; a pixel with coefficient 0 stays where it is; hopeless
-    points are drawn anew unless told to stay; a mixture is attacked along the interval gradient of its robust network.
+    points are drawn anew unless told to stay; max-pooling is frozen in the middle of a box; a mixture is attacked along
+    the interval gradient of its robust network.
     """
 
     name: ClassVar[str] = "interval-gradient"
@@ -92,18 +102,18 @@ class IntervalGradient:
         """Search the ball around each sample; see ``Attack``.
 
         Raises:
-            UnsupportedLayerError: a layer cannot be bounded soundly; the layer is named.
+            UnsupportedLayerError: a layer cannot be bounded soundly and is no max-pooling; the layer is named.
         """
         with evaluating(model):
             task = Task.begin(model, x, y, ball, index)
             if not len(task.worst.standing()):
                 return task.worst.result()
-            network = bounded(model, task.x[:1])
+            network = _prepared(model, task.x[:1])
             for restart in range(self.restarts):
                 self._restart(model, network, task, ball, restart)
             return task.worst.result()
 
-    def _restart(self, model: nn.Module, network: Bounded, task: Task, ball: LinfBall, restart: int) -> None:
+    def _restart(self, model: nn.Module, network: Coefficients, task: Task, ball: LinfBall, restart: int) -> None:
         rows, points = task.worst.standing(), task.x.clone()
         if restart > 0 and len(rows):
             points[rows] = self._start(model, task, ball, rows, restart)
@@ -141,7 +151,7 @@ class IntervalGradient:
         task.worst.offer(rows, worst)
 
     @torch.no_grad()
-    def _move(self, points: Tensor, network: Bounded, task: Task, ball: LinfBall, *, draw: int) -> None:
+    def _move(self, points: Tensor, network: Coefficients, task: Task, ball: LinfBall, *, draw: int) -> None:
         """Move what stands along its interval gradient, back into the ball; where hopeless, by this draw."""
         for rows in torch.split(task.worst.standing(), self.bound_batch):
             if not len(rows):
@@ -156,7 +166,7 @@ class IntervalGradient:
                 points[stuck] = random_start(task.x[stuck], ball, index, seed=self.seed, restart=draw)
 
     def _interval_gradient(
-        self, network: Bounded, points: Tensor, y: Tensor, classes: int, ball: LinfBall
+        self, network: Coefficients, points: Tensor, y: Tensor, classes: int, ball: LinfBall
     ) -> tuple[Tensor, Tensor]:
         """Widen until a class could win; the gradient stays 0 where none could in the widest box."""
         gradient, radius = torch.zeros_like(points), points.new_zeros(len(points))
@@ -183,7 +193,7 @@ class IntervalGradient:
         yield 0.5 * ball.eps
 
 
-def interval_gradient(network: Bounded, lb: Tensor, ub: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def interval_gradient(network: Coefficients, lb: Tensor, ub: Tensor, y: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Give the interval gradient over each box, for the class with the greatest upper bound of ``f_d - f_y``.
 
     Args:
@@ -206,6 +216,17 @@ def interval_gradient(network: Bounded, lb: Tensor, ub: Tensor, y: Tensor, class
     upper = upper.scatter(1, y.unsqueeze(1), -torch.inf)
     best, rival = upper.max(dim=1)
     return coefficients[torch.arange(len(y), device=y.device), rival], best
+
+
+def _prepared(model: nn.Module, example: Tensor) -> Coefficients:
+    """Prepare a network for bounds, or where only max-pooling stands in the way, for what leads on just as well."""
+    try:
+        return bounded(model, example)
+    except UnsupportedLayerError as refused:
+        try:
+            return PooledNetwork(model, example)
+        except UnsupportedLayerError:
+            raise refused from None
 
 
 def _batched(values: Iterable[float], size: int) -> Iterator[list[float]]:

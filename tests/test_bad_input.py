@@ -256,16 +256,16 @@ def test_training_without_validation_says_so(empty: Path) -> None:
 
 
 def test_an_attack_that_needs_bounds_is_named_and_the_others_are_kept(empty: Path) -> None:
-    Path("pooled.py").write_text(
+    Path("smooth.py").write_text(
         "from torch import nn\n"
         "def make():\n"
-        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(36, 10))\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Softplus(), nn.Flatten(), nn.Linear(144, 10))\n"
     )
-    result = robustkit("attack", "--model", "pooled:make", "--eps", "0.001")
-    refused(result, 1, "interval-gradient needs bounds", "MaxPool2d", "--method pgd", "results of pgd at eps 0.001")
+    result = robustkit("attack", "--model", "smooth:make", "--eps", "0.001")
+    refused(result, 1, "interval-gradient needs bounds", "Softplus", "--method pgd", "results of pgd at eps 0.001")
     (path,) = (empty / "runs").rglob("attack-*.csv")
     assert len(read_table(path)) == 359
-    alone = robustkit("attack", "--model", "pooled:make", "--eps", "0.001", "--method", "interval-gradient")
+    alone = robustkit("attack", "--model", "smooth:make", "--eps", "0.001", "--method", "interval-gradient")
     assert "kept" not in alone.stderr
 
 

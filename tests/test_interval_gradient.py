@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from robustkit.attacks import PGD, IntervalGradient
 from robustkit.attacks.interval_gradient import interval_gradient
+from robustkit.attacks.pooled import PooledNetwork
 from robustkit.bounds import BoundedNetwork
 from robustkit.errors import UnsupportedLayerError
 from robustkit.margins import margin_specification
@@ -139,8 +140,82 @@ def test_breaks_whatever_its_inner_attack_breaks() -> None:
 
 
 def test_an_unsupported_layer_is_named_and_the_model_restored() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 2, 2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 2)).train()
-    x = torch.full((1, 1, 3, 3), 0.5)
-    with pytest.raises(UnsupportedLayerError, match="MaxPool2d at '1'"):
-        IntervalGradient()(model, x, model(x).argmax(dim=1), BALL)
-    assert all(one.training for one in model.modules())
+    for layer, name in ((nn.Softplus(), "Softplus"), (nn.Sequential(nn.MaxPool2d(1), nn.Softplus()), "MaxPool2d")):
+        model = nn.Sequential(nn.Conv2d(1, 2, 2), layer, nn.Flatten(), nn.Linear(8, 2)).train()
+        x = torch.full((1, 1, 3, 3), 0.5)
+        with pytest.raises(UnsupportedLayerError, match=name):
+            IntervalGradient()(model, x, model(x).argmax(dim=1), BALL)
+        assert all(one.training for one in model.modules())
+
+
+def pooling() -> nn.Module:
+    torch.manual_seed(7)
+    first = [nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    last = [nn.Conv2d(4, 4, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 3)]
+    return nn.Sequential(*first, *last).eval()
+
+
+def rows(count: int) -> Tensor:
+    return -margin_specification(torch.arange(count) % 3, 3)
+
+
+def test_coefficients_without_a_pool_to_choose_are_those_of_the_bounds() -> None:
+    """One hidden layer behind the input: its intervals are exact, so that lines and rows are the symbolic ones."""
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)]
+    plain, pooled = nn.Sequential(*layers), nn.Sequential(*layers[:2], nn.MaxPool2d(1), *layers[2:])
+    x = torch.rand(5, 1, 6, 6)
+    lb, ub = LinfBall(0.2).box(x)
+    expected = BoundedNetwork(plain, x[:1]).input_coefficients(lb, ub, rows(5))
+    found = PooledNetwork(pooled, x[:1]).input_coefficients(lb, ub, rows(5))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_in_a_tiny_box_the_coefficients_are_the_gradient() -> None:
+    model, x = pooling(), torch.rand(4, 1, 8, 8)
+    coefficients, most = PooledNetwork(model, x[:1]).input_coefficients(x - 1e-7, x + 1e-7, rows(4))
+    x.requires_grad_()
+    wanted = torch.einsum("brk,bk->br", rows(4), model(x))
+    torch.testing.assert_close(most, wanted, rtol=1e-4, atol=1e-4)
+    for row in range(3):
+        (gradient,) = torch.autograd.grad(wanted[:, row].sum(), x, retain_graph=True)
+        torch.testing.assert_close(coefficients[:, row], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_network_with_pools_is_attacked_at_least_as_well_as_by_the_inner_attack() -> None:
+    model, ball = pooling(), LinfBall(0.4)
+    x = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    y = model(x).argmax(dim=1)
+    inner = PGD(steps=10, random_start=False)(model, x, y, ball)
+    found = IntervalGradient(steps=10, restarts=1)(model, x, y, ball)
+    assert 0 < int((inner.margin <= 0).sum()) < 60
+    assert (found.margin <= inner.margin).all()
+    assert (found.margin < inner.margin).any()
+    assert all(one.grad is None for one in model.parameters())
+
+
+class Branching(nn.Module):
+    """Adds in place, by operators and by methods, as residual networks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.pool = nn.Conv2d(1, 2, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1)
+        self.second, self.last = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(32, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.pool(torch.relu(self.first(x)))
+        out = self.second(z)
+        out += z
+        out = torch.relu(z + out)
+        logits: Tensor = self.last(out.view(out.size(0), -1))
+        return logits
+
+
+def test_branches_are_followed() -> None:
+    torch.manual_seed(5)
+    model, x = Branching().eval(), torch.rand(3, 1, 8, 8)
+    coefficients, _ = PooledNetwork(model, x[:1]).input_coefficients(x - 1e-7, x + 1e-7, rows(3))
+    x.requires_grad_()
+    (gradient,) = torch.autograd.grad((rows(3)[:, 1] * model(x)).sum(), x)
+    torch.testing.assert_close(coefficients[:, 1], gradient, rtol=1e-3, atol=1e-5)
