@@ -16,7 +16,7 @@ from robustkit.evaluation import evaluate
 from robustkit.experiment import Experiment
 from robustkit.files import replacing
 from robustkit.models import MIXTURE, read_card
-from robustkit.networks import Network, open_checkpoint, train_network
+from robustkit.networks import open_checkpoint, train_network
 from robustkit.progress import Reporter
 from robustkit.reports import RunFacts, ShownCheck, write_report
 from robustkit.runs import EXPERIMENT_FILE, RESULTS, Run
@@ -109,7 +109,7 @@ def run_experiment(experiment: Experiment, out: Path, reporter: Reporter) -> lis
     """
     with replacing(out / EXPERIMENT_FILE) as file:
         file.write(tomli_w.dumps({"title": experiment.title, "runs": [plain(one) for one in experiment.configs]}))
-    runs: list[Network] = []
+    runs: list[Run] = []
     for place, config in enumerate(experiment.configs):
         reporter.say(f"[{place + 1}/{len(experiment.configs)}] {_describe(config)}")
         foreign = bool(config.model.checkpoint)
@@ -120,9 +120,9 @@ def run_experiment(experiment: Experiment, out: Path, reporter: Reporter) -> lis
             if not line.startswith("  pass"):
                 reporter.say(line)
         evaluate(network, "verify", network.config.verify, reporter)
-        if all(network.run != one.run for one in runs):  # two may train alike and be evaluated differently
-            runs.append(network)
-    return runs[0].world.from_first(lambda: report([one.run for one in runs], out / "report", title=experiment.title))
+        if network.run not in runs:  # two configurations may train alike and be evaluated differently
+            runs.append(network.run)
+    return network.world.from_first(lambda: report(runs, out / "report", title=experiment.title))
 
 
 def _describe(config: Config) -> str:
