@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from typing import Protocol
+from weakref import WeakSet
 
 import pandas as pd
 import torch
@@ -33,6 +34,10 @@ log = logging.getLogger(__name__)
 
 SHOWN = 16
 """Samples by which outputs that are probabilities are told from logits."""
+
+
+_TOLD: WeakSet[nn.Module] = WeakSet()
+"""Models that were warned of: once is enough."""
 
 
 class Samples(Protocol):
@@ -110,7 +115,8 @@ def _say_if_probabilities(model: nn.Module, x: Tensor) -> None:
     """Warn of a model that ends in a softmax: it is attacked as it is, but its gradients fade."""
     with evaluating(model), torch.no_grad():
         outputs = checked_logits(model, x.to(device_of(model, x.device)))
-    if probabilities(outputs).all():
+    if model not in _TOLD and probabilities(outputs).all():
+        _TOLD.add(model)
         log.warning(
             "expected logits, but the model gives probabilities (every row sums to 1): gradients fade through a "
             "softmax, so that attacks leave too much standing; leave the softmax out of the model"

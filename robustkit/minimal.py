@@ -14,7 +14,7 @@ from torch import Tensor
 from robustkit.attacks import Attack, Points, attack_batches, compose_attack, warmed
 from robustkit.config import EvaluationConfig, digest
 from robustkit.data import Split
-from robustkit.errors import UsageError
+from robustkit.errors import RobustkitError, UsageError
 from robustkit.files import replacing
 from robustkit.networks import Network
 from robustkit.progress import Reporter, working
@@ -78,6 +78,7 @@ def minimal_radii(
 
     An upper bound of the true least radius: heuristic, as the attack. Samples between the same two radii are attacked
     together, at the middle of these, first from the points known to break them. Several processes share the samples.
+    What an earlier sitting has narrowed is gone on with.
 
     Args:
         network: the network.
@@ -98,17 +99,37 @@ def minimal_radii(
     found = []
     for name in dict.fromkeys(settings.methods):
         attack = compose_attack(name, settings.options)
-        radii = brackets(table[table["method"] == name])
+        described = [repr(attack), network.subject.model, network.dataset.name, sorted(set(table["eps"])), tolerance]
+        path = network.run.path / FOLDER / f"{file_name(name)}-{digest(described)}.csv"
+        radii = narrowed(brackets(table[table["method"] == name]), path)
         split = network.dataset.test.take(settings.n)
         own = radii.iloc[network.world.share(len(radii), settings.batch_size).numpy()].copy()
         with working(reporter, f"minimal eps by {name}", len(own)):
             for finished in _bisect(network, attack, split, own, tolerance, settings.batch_size):
                 reporter.advance(finished)
+                if network.world.size == 1:
+                    Minimal(name, own, path).write()
         radii = pd.concat(network.world.gather(own)).sort_values("index", ignore_index=True)
-        described = [repr(attack), network.subject.model, network.dataset.name, sorted(set(table["eps"])), tolerance]
-        found.append(Minimal(name, radii, network.run.path / FOLDER / f"{file_name(name)}-{digest(described)}.csv"))
+        found.append(Minimal(name, radii, path))
         network.world.from_first(found[-1].write)
     return found
+
+
+def narrowed(radii: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Give brackets, narrowed to those that an earlier sitting has written.
+
+    Raises:
+        RobustkitError: the file is damaged.
+    """
+    if not path.exists():
+        return radii
+    try:
+        before = pd.read_csv(path).astype({"stands": float, "breaks": float}).set_index("index")
+        known = radii["index"].isin(before.index)
+        radii.loc[known, ["stands", "breaks"]] = before.loc[radii.loc[known, "index"], ["stands", "breaks"]].to_numpy()
+    except (OSError, ValueError, KeyError) as error:
+        raise RobustkitError(f"expected least radii in {path}, could not read them ({error}); delete it") from error
+    return radii
 
 
 def brackets(table: pd.DataFrame) -> pd.DataFrame:

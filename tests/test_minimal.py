@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,15 +10,17 @@ import pytest
 import torch
 from torch import nn
 
+from robustkit import minimal
 from robustkit.config import Config, EvaluationConfig
 from robustkit.data import Dataset, Split
-from robustkit.errors import UsageError
+from robustkit.errors import RobustkitError, UsageError
 from robustkit.evaluation import evaluate
 from robustkit.minimal import Minimal, brackets, minimal_radii
 from robustkit.networks import Network
 from robustkit.progress import Silent
 from robustkit.results import Subject
 from robustkit.runs import Run
+from robustkit.threat import LinfBall
 
 LEAST = [0.0, 0.03, 0.11, 0.2, 0.3]
 """Least radii of the samples below: half the margin ``x_0 - x_1``."""
@@ -39,23 +42,48 @@ def found(folder: Path, method: str, tolerance: float) -> Minimal:
     settings = EvaluationConfig((method,), (0.05, 0.15, 0.25), options=options)
     subject = network(folder)
     table = evaluate(subject, "attack", settings, Silent())
-    (minimal,) = minimal_radii(subject, table, settings, tolerance, Silent())
-    return minimal
+    (least,) = minimal_radii(subject, table, settings, tolerance, Silent())
+    return least
 
 
 @pytest.mark.parametrize("method", ["fgsm", "pgd", "cw"])
 def test_it_is_exact_on_a_linear_model(tmp_path: Path, method: str) -> None:
-    minimal = found(tmp_path, method, 0.002)
-    stands, breaks = (minimal.radii[name].to_numpy() for name in ("stands", "breaks"))
+    least = found(tmp_path, method, 0.002)
+    stands, breaks = (least.radii[name].to_numpy() for name in ("stands", "breaks"))
     np.testing.assert_allclose(breaks[:4], LEAST[:4], atol=0.002)
     assert (stands <= np.array(LEAST) + 1e-6).all()
     assert (breaks[1:4] - stands[1:4] <= 0.002).all()
     assert (stands[0], breaks[0]) == (0.0, 0.0), "it is misclassified itself: a tie"
     assert stands[4] == 0.25 and math.isnan(breaks[4])
-    pd.testing.assert_frame_equal(pd.read_csv(minimal.path), minimal.radii)
-    assert minimal.plain()["broken"] == 4
-    assert minimal.plain()["median"] == pytest.approx(0.11, abs=0.002)
-    assert "4 of 5 samples broken" in minimal.describe()
+    pd.testing.assert_frame_equal(pd.read_csv(least.path), least.radii)
+    assert least.plain()["broken"] == 4
+    assert least.plain()["median"] == pytest.approx(0.11, abs=0.002)
+    assert "4 of 5 samples broken" in least.describe()
+
+
+def test_an_interrupted_bisection_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = found(tmp_path / "whole", "pgd", 0.002)
+    radii = list[float]()
+    work = minimal.attack_batches
+
+    def counted(attack: Any, model: Any, split: Any, ball: LinfBall, *rest: Any) -> Any:
+        radii.append(ball.eps)
+        if len(radii) == 9:
+            raise KeyboardInterrupt
+        yield from work(attack, model, split, ball, *rest)
+
+    monkeypatch.setattr(minimal, "attack_batches", counted)
+    with pytest.raises(KeyboardInterrupt):
+        found(tmp_path / "part", "pgd", 0.002)
+    again = found(tmp_path / "part", "pgd", 0.002)
+    assert not set(radii[9:]) & set(radii[:6]), "two rounds were finished"
+    np.testing.assert_allclose(again.radii, whole.radii, atol=0.002)
+    done = len(radii)
+    pd.testing.assert_frame_equal(found(tmp_path / "part", "pgd", 0.002).radii, again.radii)
+    assert len(radii) == done, "what is narrow enough stays"
+    again.path.write_text("index,stands\nx,y\n")
+    with pytest.raises(RobustkitError, match=r"could not read them .*; delete it"):
+        found(tmp_path / "part", "pgd", 0.002)
 
 
 def test_brackets_are_read_off_the_rows() -> None:
