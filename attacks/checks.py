@@ -77,6 +77,13 @@ class Subjects:
     ball: LinfBall
     broken: Tensor
 
+    @property
+    def has_gradient(self) -> bool:
+        """Whether the logits depend on the inputs by differentiable operations at all."""
+        x = self.x[:1].clone().requires_grad_()
+        logits = checked_logits(self.model, x)
+        return logits.requires_grad and torch.autograd.grad(logits.sum(), x, allow_unused=True)[0] is not None
+
     def few(self, name: str, share: float, what: str) -> Check:
         """Check that a share of the samples is no more than chance explains."""
         return at_most(name, share, max(FEW, 1.0 / len(self.y)), what)
@@ -108,11 +115,12 @@ def run_checks(
         attacks: those attacks, to be tried on a planted example.
 
     Returns:
-        The checks in a fixed order; of the network none where no sample is classified rightly.
+        The checks in a fixed order; of the network none where no sample is classified rightly, and without those that
+        need a gradient where it has none.
 
     Raises:
         UsageError: eps is 0, or the inputs are none that can be attacked.
-        RobustkitError: the model gives no usable logits or no gradient.
+        RobustkitError: the model gives no usable logits.
     """
     check_inputs(x, y, ball)
     if ball.eps <= 0:
@@ -127,7 +135,8 @@ def run_checks(
         if not bool(right.any()):
             return planted
         subjects = Subjects(model, x[right], y[right], ball, broken[right])
-        return [*_looks(subjects), *_trials(subjects), *planted]
+        looks = _looks(subjects)
+        return [*looks, *(_trials(subjects) if subjects.has_gradient else _without_gradient(subjects)), *planted]
 
 
 def _looks(subjects: Subjects) -> list[Check]:
@@ -136,7 +145,7 @@ def _looks(subjects: Subjects) -> list[Check]:
     x = subjects.x.clone().requires_grad_()
     logits = checked_logits(model, x)
     losses = cross_entropy(logits, y)
-    gradient = torch.autograd.grad(losses.sum(), x, allow_unused=True)[0]
+    gradient = torch.autograd.grad(losses.sum(), x, allow_unused=True)[0] if losses.requires_grad else None
     blind = torch.ones_like(y, dtype=torch.bool) if gradient is None else (gradient == 0).flatten(1).all(dim=1)
     with torch.no_grad():
         apart = (checked_logits(model, x) - logits).abs().max() / (1.0 + logits.abs().max())
@@ -171,6 +180,12 @@ def _trials(subjects: Subjects) -> list[Check]:
         at_most("large-eps", 1.0 - _share(whole), chance, "of the samples standing at eps 1, where chance is left"),
         subjects.few("ties", _ties(subjects, least), "of the samples standing on a tie or on rounding alone"),
     ]
+
+
+def _without_gradient(subjects: Subjects) -> list[Check]:
+    """Try what needs no gradient, where there is none."""
+    blocks = random_search(subjects.model, subjects.x, subjects.y, subjects.ball, queries=5 * CORNERS)
+    return [subjects.gain("black-box", blocks, "a search without gradients")]
 
 
 def _best_and_last(subjects: Subjects, pgd: PGD) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from robustkit.data import Dataset, load_dataset
 from robustkit.errors import UsageError
 from robustkit.progress import Reporter
 from robustkit.results import Subject
-from robustkit.runs import Run, environment, what_training_reads
+from robustkit.runs import RESULTS, Run, environment, what_training_reads
 from robustkit.training import STATE_FILE, EpochMetrics, make_method, train
 from robustkit.world import World
 
@@ -177,7 +177,8 @@ def open_run(run: Run, config: Config | None = None, dataset: Dataset | None = N
         RobustkitError: training has not finished there, or its files are damaged.
     """
     config = config or run.config()
-    if config.model.checkpoint:
+    evaluated_only = not run.trained and (run.path / RESULTS).exists()  # a network that its own code made
+    if config.model.checkpoint or evaluated_only:
         return open_checkpoint(config, run.path.parent, out=run.path)
     model, card = models.load_checkpoint(run.path)
     dataset = dataset or load_data(config)

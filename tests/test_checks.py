@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustkit.attacks import ATTACKS, PGD, Attack, Check, make_attack, run_checks
+from robustkit.attacks import ATTACKS, PGD, Attack, Check, Square, make_attack, run_checks
 from robustkit.attacks.checks import at_most
 from robustkit.attacks.planted import plant
 from robustkit.attacks.random_search import random_search
@@ -41,7 +41,7 @@ class Changed(nn.Module):
             return 1000 * logits
         if self.how == "noisy":
             return logits + 0.1 * torch.randn_like(logits)
-        return logits.softmax(dim=1)
+        return logits.detach() if self.how == "detached" else logits.softmax(dim=1)
 
 
 def warned(how: str = "") -> dict[str, Check]:
@@ -68,6 +68,16 @@ def test_random_predictions_are_flagged() -> None:
 
 def test_probabilities_are_flagged() -> None:
     assert warned("softmax")["softmax"].value == 1.0
+
+
+def test_a_network_without_gradients_is_flagged_by_what_needs_none() -> None:
+    model, x, y = trained()
+    checks = run_checks(
+        Changed(model, "detached"), x, y, BALL, torch.zeros(50, dtype=torch.bool), [Square(n_queries=50)]
+    )
+    values = {one.name: one.value for one in checks}
+    assert values["zero-gradient"] == 1.0 and values["black-box"] > 0.05
+    assert not {"margin-loss", "more-steps"} & set(values)
 
 
 def test_a_weak_attack_is_told_what_others_break() -> None:

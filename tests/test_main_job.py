@@ -633,6 +633,20 @@ def test_saved_examples_are_replayed(work: Path) -> None:
     assert "lies outside its ball" in failed.stderr
 
 
+def test_examples_of_a_network_that_its_own_code_makes_are_replayed(work: Path) -> None:
+    (work / "own.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def make():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+    )
+    done = robustkit(
+        "attack", "--model", "own:make", "--method", "pgd", "--eps", "0.2", "--n", "60", "--out", "own-run"
+    )
+    assert done.exit_code == 0, done.output
+    (path,) = (work / "own-run" / "examples").iterdir()
+    again = robustkit("attack", "--replay", str(path))
+    assert again.exit_code == 0, again.output
+
+
 def test_a_replay_takes_nothing_else(work: Path) -> None:
     result = robustkit("attack", "--replay", "x.npz", "--method", "pgd", "--n", "3")
     assert result.exit_code == 2
