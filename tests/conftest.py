@@ -10,6 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several: each with one thread, in the processes it starts too
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # for the benchmarks, which are not installed
 
 
