@@ -228,7 +228,8 @@ def attack(battery: str | None, replay: str | None, **typed: Any) -> None:
     if battery is not None:
         typed["methods"] = (*typed["methods"], "+".join(battery.split(",")))
     if replay is not None:
-        _replay(Path(replay), typed)
+        if _talks():
+            _replay(Path(replay), typed)
         return
     _evaluate(typed, ["attack"])
 
