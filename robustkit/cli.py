@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -12,27 +12,20 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from robustkit import __version__
+from robustkit import __version__, asked
+from robustkit.asked import RUNS
 from robustkit.errors import RobustkitError, UsageError
 
 if TYPE_CHECKING:
-    import pandas as pd
-    from torch import nn
-
-    from robustkit.config import Config
     from robustkit.handbook import Page
-    from robustkit.networks import Network
     from robustkit.progress import Reporter
 
 # Everything that loads torch is imported inside the commands, so that --help answers at once.
 
 F = TypeVar("F", bound=Callable[..., Any])
-RUNS = Path("runs")
 BELOW_THRESHOLD = 4
 INTERRUPTED = 130
 PAGE_WIDTH = 100
-FLOAT_HEADING = "VRA (float)"
-FLOAT_LEGEND = "proved in addition, but in floating point only, not confirmed by the float64 checker"
 
 
 class Failure(click.ClickException):
@@ -181,18 +174,18 @@ def train(**typed: Any) -> None:
     from robustkit.summary import describe_seeds, describe_training
 
     own = {
-        "train": _given(
+        "train": asked.given(
             method=typed["method"],
             epochs=typed["epochs"],
             batch_size=typed["batch_size"],
-            eps=_one_eps(typed["eps"]),
+            eps=asked.one_eps(typed["eps"]),
             tensorboard=typed["tensorboard"],
         ),
-        "model": _given(name=typed["model"]),
+        "model": asked.given(name=typed["model"]),
     }
     several = bool(typed["seeds"] or typed["sweeps"])
-    reporter, out, networks = _reporter(), _path(typed["out"]), []
-    for config in _varied([_config(typed, own)], typed, own):
+    reporter, out, networks = _reporter(), asked.path_of(typed["out"]), []
+    for config in asked.varied([asked.configured(typed, own)], typed, own):
         network = train_network(config, out or RUNS if several else RUNS, reporter, out=None if several else out)
         networks.append(network)
         if _talks():
@@ -265,11 +258,11 @@ def verify(**typed: Any) -> None:
         return
     from robustkit.verifiers import VERIFIERS
 
-    shared = _given(semantics=typed.pop("semantics"))
-    limits = _given(**{name: typed.pop(name) for name in ("timeout", "total", "certificates")})
+    shared = asked.given(semantics=typed.pop("semantics"))
+    limits = asked.given(**{name: typed.pop(name) for name in ("timeout", "total", "certificates")})
     options = {name: {**shared, **(limits if name in ("cascade", "complete") else {})} for name in VERIFIERS}
     given = {name: one for name, one in options.items() if one} or None
-    _evaluate(typed, ["verify"], _given(jobs=typed.pop("jobs"), options=given))
+    _evaluate(typed, ["verify"], asked.given(jobs=typed.pop("jobs"), options=given))
 
 
 @cli.command()
@@ -345,7 +338,7 @@ def check(certificate: Path, onnx: str | None, semantics: str | None, **typed: A
     from robustkit.verifiers.checker import check_file
     from robustkit.verifiers.exact_network import Semantics
 
-    model = _onnx(onnx, typed) if onnx else _model(typed)
+    model = asked.onnx(onnx, typed) if onnx else asked.model(typed)
     found = check_file(certificate, model, Semantics(semantics or "real"))
     if not found.proved:
         raise Failure(f"REFUSED {found.claim or certificate}: {found.reason}", 1)
@@ -366,7 +359,7 @@ def mix(natural: str, robust: str, weight: float, out: str | None) -> None:
     from robustkit.mixing import mix_networks
     from robustkit.runs import Run
 
-    network = mix_networks(Run(Path(natural)), Run(Path(robust)), weight, RUNS, out=_path(out))
+    network = mix_networks(Run(Path(natural)), Run(Path(robust)), weight, RUNS, out=asked.path_of(out))
     click.echo(f"{network.run.path}")
     click.echo(f"{1 - weight:.4g} of {natural} and {weight:.4g} of {robust} on {network.dataset.name}")
 
@@ -410,17 +403,17 @@ def run(experiment: str, methods: tuple[str, ...], n: int | None, out: str | Non
     from robustkit.experiment import load_experiment
     from robustkit.pipeline import run_experiment
 
-    eps = _one_eps(typed["eps"])
+    eps = asked.one_eps(typed["eps"])
     own = {
-        "model": _given(name=typed["model"]),
-        "train": _given(epochs=typed["epochs"], eps=eps),
-        **{kind: _given(n=n, eps=None if eps is None else [eps]) for kind in ("attack", "verify")},
+        "model": asked.given(name=typed["model"]),
+        "train": asked.given(epochs=typed["epochs"], eps=eps),
+        **{kind: asked.given(n=n, eps=None if eps is None else [eps]) for kind in ("attack", "verify")},
     }
     names = [name for one in methods for name in one.split(",")]
-    plan = load_experiment(experiment, _overrides(typed, own), methods=names)
+    plan = load_experiment(experiment, asked.overrides(typed, own), methods=names)
     own["train"] |= {"method": names} if names else {}
-    plan = replace(plan, configs=_varied(plan.configs, typed, own))
-    written = run_experiment(plan, _path(out) or RUNS / plan.name, _reporter())
+    plan = replace(plan, configs=asked.varied(plan.configs, typed, own))
+    written = run_experiment(plan, asked.path_of(out) or RUNS / plan.name, _reporter())
     if _talks():
         _show(written)
 
@@ -517,17 +510,18 @@ def _reporter() -> Reporter:
 def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, Any] = MappingProxyType({})) -> None:
     from robustkit.checking import check_attacks, describe_checks
     from robustkit.evaluation import evaluate as work
+    from robustkit.figures import figure_lines, figures_of
     from robustkit.minimal import minimal_radii
 
     methods = [name for one in typed["methods"] for name in one.split(",")]
     if typed["eps"] and typed["eps_range"]:
         raise UsageError("expected --eps or --eps-range, got both; leave one out")
-    named = _given(
+    named = asked.given(
         eps=typed["eps"] or typed["eps_range"], n=typed["n"], batch_size=typed["batch_size"], methods=methods or None
     )
     wanted = {**named, **settings}
-    own = {kind: wanted | _given(checks=typed.get("checks") if kind == "attack" else None) for kind in kinds}
-    network, reporter = _network(typed, own), _reporter()
+    own = {kind: wanted | asked.given(checks=typed.get("checks") if kind == "attack" else None) for kind in kinds}
+    network, reporter = asked.network(typed, own), _reporter()
     tables = {kind: work(network, kind, getattr(network.config, kind), reporter) for kind in kinds}  # type: ignore[arg-type]
     checked = None
     if "attack" in tables:
@@ -537,7 +531,7 @@ def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, An
         found = minimal_radii(network, tables["attack"], network.config.attack, typed["minimal_eps"], reporter)
     if not _talks():
         return
-    figures = _figures(network, tables)
+    figures = figures_of(network, tables)
     if found:
         figures["minimal_eps"] = [one.plain() for one in found]
     if checked:
@@ -545,11 +539,8 @@ def _evaluate(typed: dict[str, Any], kinds: list[str], settings: Mapping[str, An
     if typed["as_json"]:
         click.echo(json.dumps(figures))
     else:
-        _print_figures(figures, tables)
-        for one in found:
-            click.echo(f"  {one.describe()}")
-        for line in describe_checks(checked) if checked else ():
-            click.echo(f"  {line}")
+        more = [*(one.describe() for one in found), *(describe_checks(checked) if checked else ())]
+        click.echo("\n".join([figures["run"], *figure_lines(tables), *(f"  {line}" for line in more)]))
     threshold = typed["fail_under"]
     reached = [value for value in (figures["era"], figures["vra"]) if value is not None]
     if threshold is not None and min(reached) < threshold:
@@ -562,14 +553,14 @@ def _replay(file: Path, typed: dict[str, Any]) -> None:
     from robustkit.runs import CONFIG_FILE
 
     network = ("run_path", "checkpoint", "model", "dataset", "data_root", "config_file", "settings", "as_json")
-    other = _typed({name: value for name, value in typed.items() if name not in network})
+    other = asked.named_options({name: value for name, value in typed.items() if name not in network})
     if other:
         raise UsageError(f"expected besides --replay only what names the network, got {', '.join(other)}; leave it out")
     examples = load_examples(file)
     home = next((one for one in file.resolve().parents[:2] if (one / CONFIG_FILE).is_file()), None)
     if home and not (typed["run_path"] or typed["checkpoint"] or typed["model"]):
         typed = {**typed, "run_path": str(home)}
-    seen = replay_examples(_model(typed), examples)
+    seen = replay_examples(asked.model(typed), examples)
     hold, n = int(seen.broken.sum()), len(examples.y)
     if typed["as_json"]:
         click.echo(json.dumps({"file": str(file), "eps": examples.eps, "n": n, "hold": hold}))
@@ -593,7 +584,7 @@ def _decide(instance: dict[str, Any], typed: dict[str, Any]) -> None:
     """Decide one property of one network, and print the verdict."""
     from robustkit.vnncomp.single import decide_files
 
-    other = _typed(typed)
+    other = asked.named_options(typed)
     if other or not instance["onnx"] or not instance["vnnlib"]:
         got = ", ".join([name for name, value in instance.items() if value is not None] + other).replace("_", "-")
         raise UsageError(
@@ -606,179 +597,9 @@ def _decide(instance: dict[str, Any], typed: dict[str, Any]) -> None:
         click.echo(line)
 
 
-def _network(typed: dict[str, Any], own: dict[str, Any]) -> Network:
-    """Open what is to be evaluated: a checkpoint from elsewhere, the run given, or the latest."""
-    from robustkit.config import configuration, plain
-    from robustkit.networks import open_checkpoint, open_run
-    from robustkit.runs import Run, latest_run
-
-    if typed["checkpoint"] or typed["model"]:
-        if typed["run_path"]:
-            raise UsageError("expected --run or --checkpoint, got both; leave one out")
-        if not typed["model"]:
-            raise UsageError("expected --model (its architecture) beside --checkpoint; see `robustkit list models`")
-        factory = ":" in typed["model"] and not typed["model"].startswith("torchvision:")  # it may load its weights
-        if not typed["checkpoint"] and not factory:
-            raise UsageError(
-                f"expected --checkpoint with --model {typed['model']}: without weights there is nothing to judge"
-            )
-        checkpoint = typed["checkpoint"] and str(Path(typed["checkpoint"]).resolve())
-        model = _given(name=typed["model"], checkpoint=checkpoint)
-        return open_checkpoint(_config(typed, {**own, "model": model}), RUNS, out=_path(typed["out"]))
-    run = Run(Path(typed["run_path"])) if typed["run_path"] else latest_run(RUNS)
-    base = {**plain(run.config()), "device": "auto"}
-    return open_run(run, configuration(base, _overrides(typed, own)))
-
-
-def _model(typed: dict[str, Any]) -> nn.Module:
-    """Open a network alone; one that was trained here needs no data for it."""
-    from robustkit.models import load_checkpoint
-    from robustkit.runs import Run, latest_run
-
-    if not typed["checkpoint"] and not typed["model"]:
-        run = Run(Path(typed["run_path"])) if typed["run_path"] else latest_run(RUNS)
-        if run.trained:
-            return load_checkpoint(run.path)[0]
-    return _network({**typed, "out": None}, {}).model
-
-
-def _onnx(path: str, typed: dict[str, Any]) -> nn.Module:
-    """Read a network alone from an ONNX file, if what is proved of it is proved of the file."""
-    from robustkit.models import read_onnx
-
-    other = _typed(typed)
-    if other:
-        raise UsageError(f"expected only CERTIFICATE and --onnx, got {', '.join(other)} besides; leave it out")
-    network = read_onnx(path)
-    if not network.exact:
-        raise Failure(f"REFUSED {path}: it cannot be read as plain layers without rounding its numbers", 1)
-    return network.model
-
-
-def _typed(typed: dict[str, Any]) -> list[str]:
-    """Name the options that were given."""
-    given = [name for name, value in typed.items() if value not in (None, ()) and value is not False]
-    return [name.removesuffix("_path").replace("_", "-") for name in given]
-
-
-def _figures(network: Network, tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
-    """Derive the figures of the worst radius and method, and those of every evaluation."""
-    import pandas as pd
-
-    from robustkit.results import summarise
-
-    whole = pd.concat(tables.values(), ignore_index=True)
-    rows = summarise(whole)
-    rows["n"] = rows["n"].astype(int)
-    top = rows[rows["eps"] == rows.groupby("kind")["eps"].transform("max")]
-    attacked, verified = (top[top["kind"] == kind] for kind in ("attack", "verify"))
-    best = verified.sort_values(["robust", "float"], ascending=False)
-    broke = len(attacked) or bool((verified["falsified"] > 0).any())
-    searched = whole[whole["eps"] == (attacked if len(attacked) else verified)["eps"].max()]
-    if len(attacked):  # what all attacks leave, of the samples they saw
-        searched = searched[searched["index"].isin(searched.loc[searched["kind"] == "attack", "index"])]
-    broken = searched["verdict"].isin(["misclassified", "falsified"]).groupby(searched["index"]).any()
-    return {
-        "run": str(network.run.path),
-        "dataset": network.dataset.name,
-        "n": int(rows["n"].min()),
-        "eps": float(rows["eps"].max()),
-        "clean": float(rows["clean"].min()),
-        "era": float((~broken).mean()) if broke else None,
-        "vra": float(best["robust"].iloc[0]) if len(best) else None,
-        "vra_float": float(best["float"].iloc[0]) if len(best) else None,
-        "seconds": float(rows["seconds"].sum()),
-        "evaluations": rows[
-            ["kind", "method", "eps", "n", "clean", "robust", "float", "falsified", "unknown", "seconds"]
-        ].to_dict("records"),
-    }
-
-
-def _print_figures(figures: dict[str, Any], tables: dict[str, pd.DataFrame]) -> None:
-    import pandas as pd
-
-    from robustkit.results import summarise
-
-    click.echo(figures["run"])
-    whole = pd.concat(tables.values(), ignore_index=True)
-    first = whole.groupby(["kind", "method", "eps"], sort=False).head(1000)
-    rows = summarise(whole).to_dict("records")
-    rows += summarise(first).to_dict("records") if len(first) < len(whole) else []
-    some = any(row["float"] > 0 for row in rows)
-    apart = f"{FLOAT_HEADING:>13}" if some else ""
-    width = max(20, *(len(row["method"]) + 2 for row in rows))
-    click.echo(
-        f"  {'':8}{'method':<{width}}{'eps':>9}{'N':>8}{'clean':>9}"
-        f"{'ERA':>9}{'VRA':>9}{apart}{'unknown':>9}{'seconds':>10}"
-    )
-    for row in rows:
-        click.echo(_figures_line(row, some, width))
-    if some:
-        click.echo(f"  {FLOAT_HEADING}: {FLOAT_LEGEND}")
-
-
-def _figures_line(row: dict[Any, Any], some: bool, width: int) -> str:
-    """Write the figures of one evaluation; ``some`` of those shown have proofs in floating point only."""
-    attacked = row["kind"] == "attack"
-    era = f"{row['clean'] - row['falsified']:.2%}" if attacked or row["falsified"] > 0 else "-"
-    vra, apart, unknown = ("-" if attacked else f"{row[name]:.2%}" for name in ("robust", "float", "unknown"))
-    return (
-        f"  {row['kind']:8}{row['method']:<{width}}{row['eps']:>9.4g}{int(row['n']):>8}{row['clean']:>9.2%}"
-        f"{era:>9}{vra:>9}{f'{apart:>13}' if some else ''}{unknown:>9}{row['seconds']:>10.1f}"
-    )
-
-
-def _varied(configs: Sequence[Config], typed: dict[str, Any], own: dict[str, Any]) -> tuple[Config, ...]:
-    """Give every run for each seed and each point of the grid that were typed; a file's own value gives way to them."""
-    from robustkit.variations import parse_seeds, parse_sweeps, refuse_given, vary
-
-    seeds = () if typed["seeds"] is None else parse_seeds(typed["seeds"])
-    sweeps = parse_sweeps(typed["sweeps"])
-    refuse_given(_overrides({**typed, "config_file": None}, own), seeds, sweeps)
-    return vary(configs, seeds, sweeps)
-
-
-def _one_eps(eps: list[float] | None) -> float | None:
-    if eps and len(eps) > 1:
-        shown = ",".join(f"{one:.4g}" for one in eps)
-        raise UsageError(
-            f"expected one eps to train for, got {len(eps)}; train once for each: --sweep train.eps={shown}"
-        )
-    return eps[0] if eps else None
-
-
-def _config(typed: dict[str, Any], own: dict[str, Any]) -> Any:
-    from robustkit.config import configuration
-
-    return configuration(_overrides(typed, own))
-
-
-def _overrides(typed: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
-    """Lay the file, what was typed as options and what was typed as --set over one another, in this order."""
-    from robustkit.config import merge, parse_overrides, read_toml
-
-    file = typed.get("config_file")
-    table = read_toml(Path(file)) if file else {}
-    shared = {
-        "data": _given(name=typed["dataset"], root=typed["data_root"], download=typed["download"]),
-        **_given(device=typed["device"], seed=typed["seed"], deterministic=typed["deterministic"]),
-    }
-    for layer in (shared, own, parse_overrides(typed["settings"])):
-        table = merge(table, layer)
-    return table
-
-
 def _show(paths: list[Path]) -> None:
     text = next(path for path in paths if path.suffix == ".txt")
     click.echo(text.read_text(encoding="utf-8").rstrip())
     click.echo("")
     for path in paths:
         click.echo(f"wrote {path}")
-
-
-def _given(**values: Any) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def _path(text: str | None) -> Path | None:
-    return Path(text) if text else None

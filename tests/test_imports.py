@@ -14,8 +14,8 @@ LAYERS: list[set[str]] = [
     {"attacks"},
     {"training", "verifiers", "reports"},
     {"runs", "networks", "evaluation", "experiment", "variations", "pipeline", "summary", "catalogue"}
-    | {"handbook", "mixing", "board", "vnncomp", "checking", "store", "minimal"},
-    {"cli", "terminal"},
+    | {"handbook", "mixing", "board", "vnncomp", "checking", "store", "minimal", "figures"},
+    {"cli", "terminal", "asked"},
 ]
 LAYER = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 OUTSIDE = {"__init__", "__main__", "_process", "presets"}

@@ -470,7 +470,7 @@ def only_first(work: Path) -> Path:
 
 
 def test_the_first_thousand_are_shown_beside_more() -> None:
-    from robustkit.cli import _print_figures
+    from robustkit.figures import figure_lines
     from robustkit.results import Subject, evaluation_table
     from robustkit.verdict import Verdict
 
@@ -488,13 +488,9 @@ def test_the_first_thousand_are_shown_beside_more() -> None:
         margin=[0.0] * 2000,
         seconds=[0.0] * 2000,
     )
-    from click.testing import CliRunner as Runner
-
-    with Runner().isolation() as (out, *_):
-        _print_figures({"run": "run"}, {"verify": rows})
-        lines = out.getvalue().decode().splitlines()
-    assert ["2000" in line and "25.00%" in line for line in lines[2:]] == [True, False]
-    assert ["1000" in line and "50.00%" in line for line in lines[2:]] == [False, True]
+    lines = figure_lines({"verify": rows})
+    assert ["2000" in line and "25.00%" in line for line in lines[1:]] == [True, False]
+    assert ["1000" in line and "50.00%" in line for line in lines[1:]] == [False, True]
 
 
 def test_what_floating_point_alone_proves_is_shown_apart_and_reaches_no_threshold(work: Path) -> None:
