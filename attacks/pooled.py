@@ -73,12 +73,12 @@ class PooledNetwork:
         try:
             with in_eval_mode(model):
                 self._traced = fx.GraphModule(model, _Tracer().trace(model))
+                if not any(isinstance(one, POOLS) for one in self._traced.modules()):
+                    raise UnsupportedLayerError("expected a network with max-pooling, found none")
+                rows = torch.eye(model(example).shape[1], device=example.device).unsqueeze(0)
+                self.input_coefficients(example, example, rows.to(example))
         except Exception as error:  # whatever a user's forward does
             raise UnsupportedLayerError(f"cannot follow the code of this network: {error}") from None
-        if not any(isinstance(one, POOLS) for one in self._traced.modules()):
-            raise UnsupportedLayerError("expected a network with max-pooling, found none")
-        rows = torch.eye(model(example).shape[1], device=example.device).unsqueeze(0)
-        self.input_coefficients(example, example, rows.to(example))
 
     def input_coefficients(self, lb: Tensor, ub: Tensor, specification: Tensor) -> tuple[Tensor, Tensor]:
         """Give linear functions near ``C @ logits`` over a box: their coefficients, and their greatest values.

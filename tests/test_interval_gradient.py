@@ -212,6 +212,24 @@ class Branching(nn.Module):
         return logits
 
 
+class Odd(nn.Module):
+    """Calls a layer of its own by a parameter: what can be traced cannot always be followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool, self.shift, self.relu = nn.MaxPool2d(2), nn.Parameter(torch.ones(9)), nn.ReLU()
+        self.last = nn.Linear(9, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.last(torch.flatten(self.pool(x), 1) + self.relu(self.shift))
+        return logits
+
+
+def test_what_cannot_be_followed_is_refused_in_a_line() -> None:
+    with pytest.raises(UnsupportedLayerError, match="cannot follow the code of this network"):
+        PooledNetwork(Odd().eval(), torch.rand(1, 1, 6, 6))
+
+
 def test_branches_are_followed() -> None:
     torch.manual_seed(5)
     model, x = Branching().eval(), torch.rand(3, 1, 8, 8)

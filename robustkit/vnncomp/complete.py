@@ -123,7 +123,9 @@ def _by_neurons(model: nn.Module, graph: Graph, query: Query, box: tuple[Tensor,
         broken = _unsafe(model, query, points)
         if broken is None:  # points that minimise the bounds of branches are good starts
             best = torch.from_numpy(_excess(model, query, points).argsort()[:DESCENTS])
-            broken = baseline.descend(model, query, points[best], deadline, DESCENT_STEPS)
+            found = baseline.descend(model, query, points[best], deadline, DESCENT_STEPS)
+            if found is not None:  # judged there in float32
+                broken = _unsafe(model, query, torch.from_numpy(found).to(points).view_as(points[:1]))
         return None if broken is None else torch.from_numpy(broken).float().view(1, *lower.shape[1:])
 
     proof: dict[int, Tree] = {}
