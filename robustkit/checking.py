@@ -20,6 +20,7 @@ from robustkit.verdict import Verdict
 
 CHECKS_FILE = "checks.json"
 REMEDY = "  after a warning, what attacks left may flatter the network: add --method targeted-pgd or autoattack"
+BLIND = "  where gradients are hidden, what attacks left flatters the network: add --method square, which needs none"
 FEWEST, MOST = 10, 50
 """Samples checked: a tenth of those attacked, within these limits."""
 
@@ -113,11 +114,12 @@ def read_checks(run: Run) -> Checked | None:
 def describe_checks(checked: Checked) -> list[str]:
     """Say what checks came to: a line for all of them, and one for each."""
     passed = sum(check.passed for check in checked.checks)
+    blind = any(check.name == "zero-gradient" and not check.passed for check in checked.checks)
     return [
         f"checks on {checked.n} samples at eps {checked.eps:.4g}: {passed} of {len(checked.checks)} pass",
         *(
             f"  {'pass' if check.passed else 'warn'}  {check.name:<15}{check.value:>10.3g}  {check.expected}"
             for check in checked.checks
         ),
-        *([] if passed == len(checked.checks) else [REMEDY]),
+        *([] if passed == len(checked.checks) else [BLIND if blind else REMEDY]),
     ]

@@ -99,19 +99,24 @@ def minimal_radii(
     found = []
     for name in dict.fromkeys(settings.methods):
         attack = compose_attack(name, settings.options)
-        described = [repr(attack), network.subject.model, network.dataset.name, sorted(set(table["eps"])), tolerance]
+        radii = brackets(table[table["method"] == name])
+        split, seen = network.dataset.test.take(settings.n), sorted(set(table["eps"]))
+        described = [repr(attack), network.subject.model, network.dataset.name, seen, len(split), tolerance]
         path = network.run.path / FOLDER / f"{file_name(name)}-{digest(described)}.csv"
-        radii = narrowed(brackets(table[table["method"] == name]), path)
-        split = network.dataset.test.take(settings.n)
+        shares = sorted(path.parent.glob(f".{path.stem}.share*.csv"))
         own = radii.iloc[network.world.share(len(radii), settings.batch_size).numpy()].copy()
+        for one in (path, *shares):
+            own = narrowed(own, one)
+        own_path = path if network.world.size == 1 else path.with_name(f".{path.stem}.share{network.world.rank}.csv")
         with working(reporter, f"minimal eps by {name}", len(own)):
             for finished in _bisect(network, attack, split, own, tolerance, settings.batch_size):
                 reporter.advance(finished)
-                if network.world.size == 1:
-                    Minimal(name, own, path).write()
+                Minimal(name, own, own_path).write()
         radii = pd.concat(network.world.gather(own)).sort_values("index", ignore_index=True)
         found.append(Minimal(name, radii, path))
         network.world.from_first(found[-1].write)
+        for one in {own_path, *shares} - {path}:
+            one.unlink(missing_ok=True)
     return found
 
 
@@ -123,6 +128,7 @@ def narrowed(radii: pd.DataFrame, path: Path) -> pd.DataFrame:
     """
     if not path.exists():
         return radii
+    radii = radii.copy()
     try:
         before = pd.read_csv(path).astype({"stands": float, "breaks": float}).set_index("index")
         known = radii["index"].isin(before.index)
