@@ -28,6 +28,7 @@ def named_options(typed: dict[str, Any]) -> list[str]:
 def network(typed: dict[str, Any], own: dict[str, Any]) -> Network:
     """Open what is to be evaluated: a checkpoint from elsewhere, the run given, or the latest."""
     from robustkit.config import configuration, plain
+    from robustkit.models import makes_its_weights
     from robustkit.networks import open_checkpoint, open_run
     from robustkit.runs import Run, latest_run
 
@@ -36,8 +37,7 @@ def network(typed: dict[str, Any], own: dict[str, Any]) -> Network:
             raise UsageError("expected --run or --checkpoint, got both; leave one out")
         if not typed["model"]:
             raise UsageError("expected --model (its architecture) beside --checkpoint; see `robustkit list models`")
-        factory = ":" in typed["model"] and not typed["model"].startswith("torchvision:")  # it may load its weights
-        if not typed["checkpoint"] and not factory:
+        if not typed["checkpoint"] and not makes_its_weights(typed["model"]):
             raise UsageError(
                 f"expected --checkpoint with --model {typed['model']}: without weights there is nothing to judge"
             )

@@ -16,6 +16,7 @@ from robustkit.board import board
 from robustkit.config import Config, digest, plain
 from robustkit.data import Dataset, load_dataset
 from robustkit.errors import UsageError
+from robustkit.files import replacing
 from robustkit.progress import Reporter
 from robustkit.results import Subject
 from robustkit.runs import RESULTS, Run, environment, what_training_reads
@@ -131,6 +132,7 @@ def train_network(config: Config, root: Path, reporter: Reporter, *, out: Path |
     model.to(device)
     record = _recorder(run, config) if world.first else lambda history: None
     world.from_first(lambda: run.open(config))
+    _give_to_all(run, world)
     if not world.from_first(lambda: run.trained):
         history = train(
             model,
@@ -144,7 +146,22 @@ def train_network(config: Config, root: Path, reporter: Reporter, *, out: Path |
             world=world,
         )
         world.from_first(lambda: _save(run, model, history, config, dataset))
+        _give_to_all(run, world)
     return open_run(run, config, dataset)
+
+
+def _give_to_all(run: Run, world: World) -> None:
+    """Let every process find in the run directory what the first one does, where hosts have no common file system."""
+    if world.size == 1:
+        return
+    files = world.from_first(lambda: {one.name: one.read_bytes() for one in run.path.iterdir() if one.is_file()})
+    if STATE_FILE not in files:
+        (run.path / STATE_FILE).unlink(missing_ok=True)
+    for name, content in files.items():
+        path = run.path / name
+        if not (path.is_file() and path.read_bytes() == content):
+            with replacing(path, "wb") as file:
+                file.write(content)
 
 
 def _recorder(run: Run, config: Config) -> Callable[[list[EpochMetrics]], None]:
@@ -177,8 +194,8 @@ def open_run(run: Run, config: Config | None = None, dataset: Dataset | None = N
         RobustkitError: training has not finished there, or its files are damaged.
     """
     config = config or run.config()
-    evaluated_only = not run.trained and (run.path / RESULTS).exists()  # a network that its own code made
-    if config.model.checkpoint or evaluated_only:
+    evaluated_only = not run.trained and (run.path / RESULTS).exists()
+    if config.model.checkpoint or (evaluated_only and models.makes_its_weights(config.model.name)):
         return open_checkpoint(config, run.path.parent, out=run.path)
     model, card = models.load_checkpoint(run.path)
     dataset = dataset or load_data(config)

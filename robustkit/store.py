@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustkit.attacks import Examples, load_examples, save_examples
 from robustkit.data import Split
+from robustkit.errors import RobustkitError
 from robustkit.networks import Network
 from robustkit.results import COLUMNS, read_table, write_table
 from robustkit.runs import EXAMPLES, RESULTS
@@ -93,8 +94,8 @@ class _Files:
 
     def unlink(self) -> None:
         """Remove both."""
+        self.examples.unlink(missing_ok=True)  # first: the table says that they are there
         self.table.unlink(missing_ok=True)
-        self.examples.unlink(missing_ok=True)
 
 
 def _share(name: str, rank: object) -> str:
@@ -129,10 +130,13 @@ class Store:
     def open(cls, network: Network, name: str) -> Store:
         """Take up what is there for these very weights, shares of processes that were lost among it."""
         world, files = network.world, _Files.of(network, name)
+        _check_alike(world, (name, *astuple(network.subject)))
         shares = files.shares()
         known = Rows.together([Rows.read(one, network.subject.model) for one in (files, *shares)])
         own = _Files.of(network, _share(name, world.rank)) if world.size > 1 else files
-        store = cls(world, files, own, known, dirty=bool(shares))
+        every = world.gather(known)
+        both = Rows.together(every)
+        store = cls(world, files, own, both, dirty=bool(shares) or len(both.table) > len(every[0].table))
         store.join()
         for one in shares:
             one.unlink()
@@ -182,14 +186,28 @@ class Store:
 
     def join(self) -> None:
         """Put together what all processes have, and let the first write it."""
-        every = self.world.gather(([self.known, *self.new], self.dirty or bool(self.new)))
+        every = self.world.gather((Rows.together(self.new), self.dirty or bool(self.new)))
         changed = any(has_more for _, has_more in every)
-        self.known = Rows.together([one for parts, _ in every for one in parts])
+        self.known = Rows.together([self.known, *(new for new, _ in every)])
         self.new, self.dirty = [], False
         if changed:
             self.world.from_first(lambda: self.known.write(self.files))
         if self.own != self.files:
             self.own.unlink()
+
+
+def _check_alike(world: World, described: tuple[object, ...]) -> None:
+    """Refuse processes that would evaluate different networks, as where hosts hold other weights at one path.
+
+    Raises:
+        RobustkitError: they would; raised in all of them.
+    """
+    every = world.gather(repr(described))
+    if len(set(every)) > 1:
+        raise RobustkitError(
+            f"expected one network and evaluation in all processes, got {' and '.join(sorted(set(every)))}; "
+            "put the same run directory or checkpoint on every host, and name it by --run or --checkpoint"
+        )
 
 
 def _first(examples: Examples | None) -> Examples | None:

@@ -22,6 +22,8 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
+from robustkit.errors import RobustkitError
+
 T = TypeVar("T")
 NAME = "robustkit"
 PATIENCE = timedelta(days=7)
@@ -59,11 +61,22 @@ class World:
         return self.rank == 0
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """Let the first process make something, and give it to all."""
+        """Let the first process make something, and give it to all; where that fails, all of them fail alike.
+
+        Raises:
+            RobustkitError: what making it has raised.
+        """
         if self.size == 1:
             return make()
-        made = [make() if self.first else None]
+        made: list[T | RobustkitError | None] = [None]
+        if self.first:
+            try:
+                made = [make()]
+            except RobustkitError as error:
+                made = [error]
         distributed.broadcast_object_list(made)
+        if isinstance(made[0], RobustkitError):
+            raise made[0]
         return made[0]  # type: ignore[return-value]
 
     def gather(self, value: T) -> list[T]:

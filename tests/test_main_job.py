@@ -643,6 +643,15 @@ def test_examples_of_a_network_that_its_own_code_makes_are_replayed(work: Path) 
     assert again.exit_code == 0, again.output
 
 
+def test_a_run_that_has_lost_its_weights_is_refused(work: Path) -> None:
+    run = only_run(work)
+    assert robustkit("attack", "--method", "pgd", "--n", "5").exit_code == 0
+    (run.path / "model.safetensors").unlink()
+    result = robustkit("attack", "--run", str(run.path), "--method", "pgd", "--n", "9")
+    assert result.exit_code == 1
+    assert "expected a trained network at" in result.stderr
+
+
 def test_a_replay_takes_nothing_else(work: Path) -> None:
     result = robustkit("attack", "--replay", "x.npz", "--method", "pgd", "--n", "3")
     assert result.exit_code == 2

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,15 +19,20 @@ from hypothesis import strategies as st
 
 from robustkit.attacks import Examples, load_examples
 from robustkit.cli import cli
+from robustkit.config import EvaluationConfig
+from robustkit.errors import RobustkitError
+from robustkit.evaluation import evaluate
+from robustkit.networks import Network, open_run
+from robustkit.progress import Silent
 from robustkit.results import read_table
 from robustkit.runs import Run
-from robustkit.store import KEPT_EXAMPLES, Rows
+from robustkit.store import KEPT_EXAMPLES, Rows, Store
 from robustkit.world import World
 
-TRAIN = "train --method ibp --eps 0.05 --model mlp --epochs 2 --set data.train_n=200 --out"
+TRAIN = "train --method ibp --eps 0.05 --model mlp --epochs 15 --out"
 ATTACK = "attack --method pgd,fgsm+square --set attack.options.square.n_queries=20 --eps 0.02,0.1,0.2 --n 90"
 CURVE = f"{ATTACK} --minimal-eps 0.02 --batch-size 20"
-VERIFY = "verify --method crown-ibp,cascade --eps 0.01,0.05 --n 60 --batch-size 8 --timeout 2"
+VERIFY = "verify --method crown-ibp,cascade --eps 0.01,0.03 --n 60 --batch-size 8 --timeout 100"
 
 
 @given(count=st.integers(0, 60), batch=st.integers(1, 20), size=st.integers(1, 5))
@@ -59,7 +67,7 @@ def by_torchrun(script: str, *arguments: str, restarts: int = 0) -> subprocess.C
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, *launcher, "--max-restarts", str(restarts), script, *arguments]
     return subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
     )
 
 
@@ -93,6 +101,7 @@ def test_two_processes_attack_and_verify_as_one(trained: Path, tmp_path: Path) -
     finally:
         torch.set_num_threads(threads)
     pd.testing.assert_frame_equal(results(one), results(two))
+    assert {"misclassified", "falsified", "verified", "unknown"} <= set(results(one)["verdict"])
     files = {file.relative_to(one) for file in one.rglob("*")}
     assert files == {file.relative_to(two) for file in two.rglob("*")}, "shares are gone"
     for name in (one / "minimal-eps").iterdir():
@@ -161,6 +170,62 @@ def test_a_share_that_a_lost_process_left_is_taken_up_by_one_alone(trained: Path
     pd.testing.assert_frame_equal(again.drop(columns="seconds"), whole.drop(columns="seconds"))
     assert (again["seconds"] == 123.0).sum() == 30, "only what was missing is attacked"
     assert np.array_equal(load_examples(examples).x_adv, kept.x_adv)
+
+
+@dataclass(frozen=True)
+class Beside(World):
+    """The first of two processes; the other one has what is given."""
+
+    size: int = 2
+    theirs: tuple[object, ...] = ()
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value, next(iter(self.theirs), value)]
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        return make()
+
+
+def test_processes_with_different_networks_are_refused(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = open_run(Run(trained))
+    monkeypatch.setattr(Network, "world", Beside(theirs=("another",)))
+    with pytest.raises(RobustkitError, match="expected one network and evaluation in all processes, got"):
+        Store.open(network, "attack-pgd")
+
+
+def test_what_only_another_host_has_kept_is_written_by_the_first(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(copied(trained, tmp_path / "run"))
+    network = open_run(run)
+    table = evaluate(network, "attack", EvaluationConfig(("pgd",), (0.1,), n=5), Silent())
+    (path,) = (run.path / "results").iterdir()
+    path.unlink()
+
+    @dataclass(frozen=True)
+    class Kept(Beside):
+        def gather(self, value: Any) -> list[Any]:
+            return [value, Rows(table)] if isinstance(value, Rows) else [value, value]
+
+    monkeypatch.setattr(Network, "world", Kept())
+    Store.open(network, path.stem)
+    assert read_table(path)["index"].tolist() == table["index"].tolist()
+
+
+def test_a_failure_of_the_first_is_one_of_all(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from robustkit.errors import RobustkitError\n"
+        "from robustkit.world import World\n"
+        "world = World.join(torch.device('cpu'))\n"
+        "def fail():\n    raise RobustkitError('the disk is full')\n"
+        "try:\n    world.from_first(fail)\n"
+        "except RobustkitError as error:\n    print(world.rank, error, flush=True)\n"
+    )
+    done = by_torchrun(str(script))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(done.stdout.split("\n")[:2]) == ["0 the disk is full", "1 the disk is full"]
 
 
 def test_rows_put_together_ascend_and_the_first_of_two_stays() -> None:

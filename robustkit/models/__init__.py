@@ -8,6 +8,7 @@ from robustkit.models.architectures import (
     count_parameters,
     count_relus,
     make_model,
+    makes_its_weights,
 )
 from robustkit.models.checkpoints import (
     MIXTURE,
@@ -41,6 +42,7 @@ __all__ = [
     "load_onnx",
     "load_weights",
     "make_model",
+    "makes_its_weights",
     "read_card",
     "read_onnx",
     "save_checkpoint",

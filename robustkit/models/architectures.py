@@ -43,6 +43,11 @@ class Normalize(nn.Module):
         return (x - self.mean) / self.std
 
 
+def makes_its_weights(name: str) -> bool:
+    """Say whether a name is that of a user's own factory, which may give a network with its weights."""
+    return ":" in name and not name.startswith("torchvision:")
+
+
 def make_model(
     name: str,
     input_shape: Sequence[int],
