@@ -76,7 +76,7 @@ def evaluate(network: Network, kind: Kind, settings: EvaluationConfig, reporter:
                 if kind == "verify":
                     raise
                 raise UnsupportedLayerError(_attack_without_bounds(network, name, list(tables), error)) from error
-    network.world.from_first(lambda: stop_at_clash(network))
+    stop_at_clash(network)
     return pd.concat(tables.values(), ignore_index=True)
 
 
@@ -103,12 +103,12 @@ def _attack_without_bounds(
 
 
 def stop_at_clash(network: Network) -> None:
-    """Save the samples that are both verified and broken, and stop the program.
+    """Save the samples that are both verified and broken, and stop the program; all processes look at what any has.
 
     Raises:
         SoundnessError: there is one.
     """
-    table = network.run.table()
+    table = pd.concat(network.world.gather(network.run.table()), ignore_index=True).drop_duplicates()
     clashes = find_clashes(table[table["model"] == network.subject.model])
     if not len(clashes):
         return

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 from robustkit.attacks import Examples, load_examples
 from robustkit.cli import cli
 from robustkit.config import EvaluationConfig
-from robustkit.errors import RobustkitError
-from robustkit.evaluation import evaluate
+from robustkit.errors import RobustkitError, SoundnessError
+from robustkit.evaluation import evaluate, stop_at_clash
 from robustkit.networks import Network, open_run
 from robustkit.progress import Silent
 from robustkit.results import read_table
@@ -210,6 +210,18 @@ def test_what_only_another_host_has_kept_is_written_by_the_first(
     monkeypatch.setattr(Network, "world", Kept())
     Store.open(network, path.stem)
     assert read_table(path)["index"].tolist() == table["index"].tolist()
+
+
+def test_what_one_host_has_broken_another_may_not_verify(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = open_run(Run(copied(trained, tmp_path / "run")))
+    verified = evaluate(network, "verify", EvaluationConfig(("ibp",), (0.01,), n=60), Silent())
+    row = verified[verified["verdict"] == "verified"].head(1)
+    theirs = row.assign(kind="attack", method="pgd", verdict="falsified")
+    monkeypatch.setattr(Network, "world", Beside(theirs=(theirs,)))
+    with pytest.raises(SoundnessError, match="the samples are saved in"):
+        stop_at_clash(network)
 
 
 def test_a_failure_of_the_first_is_one_of_all(tmp_path: Path) -> None:
