@@ -134,6 +134,11 @@ def replay_examples(model: nn.Module, examples: Examples, batch_size: int = 250)
     return Replayed(*(torch.cat([getattr(one, name) for one in parts]) for name in ("inside", "native", "wide")))
 
 
+def worth_a_descent(looks: int) -> bool:
+    """Say whether to descend from what is shown for the n-th time: often at first, then seldom, for it takes time."""
+    return looks & (looks - 1) == 0 or looks % 16 == 0
+
+
 @dataclass
 class Look:
     """What a search asks of the points it comes upon around one sample: is one a counterexample?
@@ -151,16 +156,18 @@ class Look:
     y: Tensor
     ball: LinfBall
     tie: str = ""
+    _looks: int = 0
 
     def __call__(self, points: Tensor) -> Tensor | None:
         """Give a counterexample: the first of points ``(B, ...)``, moved into the ball, or one near the best of them.
 
-        Points that minimise a bound over a part of the ball are good starts for gradient descent.
+        Points that minimise a bound over a part of the ball are good starts for gradient descent, now and then.
         """
         points = self.ball.project(points, self.x)
         margins = self._margins(points)
         found = self._believed(points[~(margins > 0)])
-        if found is not None or not len(points):
+        self._looks += 1
+        if found is not None or not len(points) or not worth_a_descent(self._looks):
             return found
         return self._believed(self._descended(points[margins.topk(min(DESCENTS, len(points)), largest=False).indices]))
 

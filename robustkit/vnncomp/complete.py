@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from robustkit.attacks.replay import worth_a_descent
 from robustkit.bounds.chain import Statistics, chain_of
 from robustkit.bounds.graph import Graph, trace
 from robustkit.bounds.layers import check_box, check_weights
@@ -118,10 +120,12 @@ def _by_neurons(model: nn.Module, graph: Graph, query: Query, box: tuple[Tensor,
     network = SplitNetwork(graph, lower, upper, tighten=TIGHTEN, until=began + ROOT_SHARE * (deadline - began))
     least = network.bounded(network.whole(rows, offsets), iterations=0).lower
 
+    looks = itertools.count(1)
+
     def look(points: Tensor) -> Tensor | None:
         points = torch.maximum(torch.minimum(points, upper), lower)
         broken = _unsafe(model, query, points)
-        if broken is None:  # points that minimise the bounds of branches are good starts
+        if worth_a_descent(next(looks)) and broken is None:
             best = torch.from_numpy(_excess(model, query, points).argsort()[:DESCENTS])
             found = baseline.descend(model, query, points[best], deadline, DESCENT_STEPS)
             if found is not None:  # judged there in float32
