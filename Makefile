@@ -7,7 +7,7 @@ ROBUSTKIT := .venv/bin/robustkit
 .PHONY: help install demo test test-slow lint format types check bench curves requirements clean
 
 help:
-	@echo "make demo   train, attack, verify and report on the embedded dataset (about two minutes)"
+	@echo "make demo   train, attack, verify and report on the embedded dataset (about three minutes)"
 	@echo "make test   run the tests        make check   lint, types and tests"
 	@echo "make bench  run the benchmarks   make clean   remove the environment"
 

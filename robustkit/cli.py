@@ -79,7 +79,7 @@ def cli() -> None:
     """Train robust neural networks, attack them, verify them, and compare them.
 
     \b
-    robustkit run                                  all of it on the embedded dataset, about two minutes
+    robustkit run                                  all of it on the embedded dataset, about three minutes
     robustkit train --dataset mnist --eps 0.1      train a network by MixTrain
     robustkit attack --method interval-gradient    attack the network trained last
     robustkit verify --eps 8/255                   certify it
