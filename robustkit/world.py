@@ -22,7 +22,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from robustkit.errors import RobustkitError
+from robustkit.errors import RobustkitError, UsageError
 
 T = TypeVar("T")
 NAME = "robustkit"
@@ -44,16 +44,25 @@ class World:
 
     @classmethod
     def join(cls, device: torch.device) -> World:
-        """Meet the other processes, if ``torchrun`` started any; NCCL joins GPUs, gloo CPUs."""
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
+        """Meet the other processes, if ``torchrun`` started any; NCCL joins GPUs, gloo CPUs.
+
+        Raises:
+            UsageError: something else has started several, and does not say where they meet.
+        """
+        if os.environ.get("WORLD_SIZE", "1") == "1":
             return cls()
+        missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+        if missing:
+            raise UsageError(
+                f"expected {', '.join(missing)} in the environment beside WORLD_SIZE, found none; "
+                "start several processes by torchrun, or unset WORLD_SIZE"
+            )
         if not distributed.is_initialized():
             backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
             store, rank, size = _meet()
             distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
             atexit.register(distributed.destroy_process_group)  # else its threads may break the exit
-        return cls(distributed.get_rank(), size)
+        return cls(distributed.get_rank(), distributed.get_world_size())
 
     @property
     def first(self) -> bool:

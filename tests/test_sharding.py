@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from robustkit.attacks import Examples, load_examples
 from robustkit.cli import cli
 from robustkit.config import EvaluationConfig
-from robustkit.errors import RobustkitError, SoundnessError
+from robustkit.errors import RobustkitError, SoundnessError, UsageError
 from robustkit.evaluation import evaluate, stop_at_clash
 from robustkit.networks import Network, open_run
 from robustkit.progress import Silent
@@ -222,6 +222,14 @@ def test_what_one_host_has_broken_another_may_not_verify(
     monkeypatch.setattr(Network, "world", Beside(theirs=(theirs,)))
     with pytest.raises(SoundnessError, match="the samples are saved in"):
         stop_at_clash(network)
+
+
+def test_a_world_that_nobody_says_where_to_meet_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match=r"expected RANK, MASTER_ADDR, MASTER_PORT .* unset WORLD_SIZE"):
+        World.join(torch.device("cpu"))
 
 
 def test_a_failure_of_the_first_is_one_of_all(tmp_path: Path) -> None:
