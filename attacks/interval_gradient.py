@@ -21,7 +21,7 @@ from robustkit.attacks.base import (
 )
 from robustkit.attacks.pgd import LOSSES, pgd_steps
 from robustkit.attacks.pooled import PooledNetwork
-from robustkit.attacks.starts import corner_start, random_start
+from robustkit.attacks.starts import random_start, start_points
 from robustkit.bounds import bounded
 from robustkit.errors import UnsupportedLayerError
 from robustkit.margins import margin_specification
@@ -123,14 +123,13 @@ class IntervalGradient:
             self._attack_from(points, model, task, ball)
 
     def _start(self, model: nn.Module, task: Task, ball: LinfBall, rows: Tensor, restart: int) -> Tensor:
-        x, y, box, index = task.x[rows], task.y[rows], (task.lb[rows], task.ub[rows]), task.index[rows.cpu()]
-        if not self.corners or restart % 2 == 0:
-            return random_start(x, ball, index, seed=self.seed, restart=restart, box=box)
+        y = task.y[rows]
 
         def margin(points: Tensor) -> Tensor:
             return least_margin(checked_logits(model, points), y)
 
-        return corner_start(x, box, index, margin, seed=self.seed, restart=restart, corners=self.corners)
+        corners = self.corners if restart % 2 else 0
+        return start_points(task, rows, ball, margin, seed=self.seed, restart=restart, corners=corners)
 
     def _attack_from(self, points: Tensor, model: nn.Module, task: Task, ball: LinfBall) -> None:
         """Run the inner attack on what stands, leaving its last points in ``points``."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustkit.attacks.base import derived_seed
+from robustkit.attacks.base import Task, derived_seed
 from robustkit.threat import LinfBall
 
 BLOCKS = (4, 7, 14, None)
@@ -46,6 +46,36 @@ def random_start(
     ]
     lb, ub = ball.inner_box(x) if box is None else box
     return torch.minimum(torch.maximum(x + (2 * torch.stack(draws).to(x.device) - 1) * ball.eps, lb), ub)
+
+
+def start_points(
+    task: Task,
+    rows: Tensor,
+    ball: LinfBall,
+    score: Callable[[Tensor], Tensor],
+    *,
+    seed: int,
+    restart: int,
+    corners: int,
+) -> Tensor:
+    """Give where samples start from: each from the best of some random corners of its ball, or from a random point.
+
+    Args:
+        task: all samples of the attack.
+        rows: which of them start, positions of shape ``(R,)``.
+        ball: the ball around each.
+        score: see ``corner_start``.
+        seed: of the attack.
+        restart: number of the restart.
+        corners: how many are drawn; 0 for a random point.
+
+    Returns:
+        Points of shape ``(R, ...)``, in the ball.
+    """
+    x, box, index = task.x[rows], (task.lb[rows], task.ub[rows]), task.index[rows.cpu()]
+    if not corners:
+        return random_start(x, ball, index, seed=seed, restart=restart, box=box)
+    return corner_start(x, box, index, score, seed=seed, restart=restart, corners=corners)
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from robustkit.attacks.base import (
     evaluating,
 )
 from robustkit.attacks.pgd import pgd_steps
-from robustkit.attacks.starts import corner_start, random_start
+from robustkit.attacks.starts import start_points
 from robustkit.margins import logit_margins, worst_margin
 from robustkit.threat import LinfBall
 
@@ -95,14 +95,11 @@ class TargetedPGD:
         *,
         from_corner: bool,
     ) -> Tensor:
-        x, box, index = task.x[rows], (task.lb[rows], task.ub[rows]), task.index[rows.cpu()]
-        if not (self.corners and from_corner):
-            return random_start(x, ball, index, seed=self.seed, restart=draw, box=box)
-
         def behind(points: Tensor) -> Tensor:
             return -lead(checked_logits(model, points), aims)
 
-        return corner_start(x, box, index, behind, seed=self.seed, restart=draw, corners=self.corners)
+        corners = self.corners if from_corner else 0
+        return start_points(task, rows, ball, behind, seed=self.seed, restart=draw, corners=corners)
 
     def _aim(self, model: nn.Module, task: Task, ball: LinfBall, rows: Tensor, aims: Tensor, start: Tensor) -> Worst:
         worst, _ = pgd_steps(
