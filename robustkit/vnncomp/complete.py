@@ -124,9 +124,10 @@ def _by_neurons(model: nn.Module, graph: Graph, query: Query, box: tuple[Tensor,
 
     def look(points: Tensor) -> Tensor | None:
         points = torch.maximum(torch.minimum(points, upper), lower)
-        broken = _unsafe(model, query, points)
+        missing = _excess(model, query, points)
+        broken = _first_unsafe(points, missing)
         if worth_a_descent(next(looks)) and broken is None:
-            best = torch.from_numpy(_excess(model, query, points).argsort()[:DESCENTS])
+            best = torch.from_numpy(missing.argsort()[:DESCENTS])
             found = baseline.descend(model, query, points[best], deadline, DESCENT_STEPS)
             if found is not None:  # judged there in float32
                 broken = _unsafe(model, query, torch.from_numpy(found).to(points).view_as(points[:1]))
@@ -186,7 +187,11 @@ def _best_rows(least: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
 
 def _unsafe(model: nn.Module, query: Query, points: Tensor) -> Array | None:
     """Give a point ``(n,)`` whose outputs are unsafe, or None."""
-    hit = np.flatnonzero(_excess(model, query, points) <= 0)
+    return _first_unsafe(points, _excess(model, query, points))
+
+
+def _first_unsafe(points: Tensor, missing: Array) -> Array | None:
+    hit = np.flatnonzero(missing <= 0)
     if not len(hit):
         return None
     found: Array = points[int(hit[0])].double().numpy().reshape(-1)
