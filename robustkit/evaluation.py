@@ -168,7 +168,7 @@ def _evaluate_one(one: _Evaluation, smaller: _Smaller | None, reporter: Reporter
     split = network.dataset.test.take(one.settings.n)
     if one.kind == "attack" and smaller is not None:
         store.carry(smaller.store, eps, split)
-    known = split.among(store.table["index"])
+    known = split.among(store.known.table["index"])
     left = split.rows(~known)
     own = left.rows(network.world.share(len(left), one.settings.batch_size)).to(network.device)
     place = {int(number): row for row, number in enumerate(own.index)}
@@ -187,7 +187,7 @@ def _evaluate_one(one: _Evaluation, smaller: _Smaller | None, reporter: Reporter
             store.join()
         finally:
             store.write()
-    table = store.table
+    table = store.known.table
     points = {number: point for part in network.world.gather(found) for number, point in part.items()}
     return table[table["index"].isin(split.index.tolist())].reset_index(drop=True), _Smaller(store, Points(eps, points))
 

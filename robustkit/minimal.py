@@ -18,7 +18,7 @@ from robustkit.errors import RobustkitError, UsageError
 from robustkit.files import replacing
 from robustkit.networks import Network
 from robustkit.progress import Reporter, working
-from robustkit.runs import file_name
+from robustkit.runs import file_name, share_of, shares_of
 from robustkit.threat import LinfBall
 from robustkit.verdict import Verdict
 
@@ -103,11 +103,11 @@ def minimal_radii(
         split, seen = network.dataset.test.take(settings.n), sorted(set(table["eps"]))
         described = [repr(attack), network.subject.model, network.dataset.name, seen, len(split), tolerance]
         path = network.run.path / FOLDER / f"{file_name(name)}-{digest(described)}.csv"
-        shares = sorted(path.parent.glob(f".{path.stem}.share*.csv"))
+        shares = shares_of(path)
         own = radii.iloc[network.world.share(len(radii), settings.batch_size).numpy()].copy()
         for one in (path, *shares):
             own = narrowed(own, one)
-        own_path = path if network.world.size == 1 else path.with_name(f".{path.stem}.share{network.world.rank}.csv")
+        own_path = path if network.world.size == 1 else share_of(path, network.world.rank)
         with working(reporter, f"minimal eps by {name}", len(own)):
             for finished in _bisect(network, attack, split, own, tolerance, settings.batch_size):
                 reporter.advance(finished)

@@ -171,6 +171,16 @@ def file_name(method: str) -> str:
     return method.replace(":", "-")[:100]
 
 
+def share_of(path: Path, rank: int | str) -> Path:
+    """Name the file in which one process keeps its share of what goes into another file in the end."""
+    return path.with_name(f".{path.stem}.share{rank}{path.suffix}")
+
+
+def shares_of(path: Path) -> list[Path]:
+    """Give the shares of a file that processes have left beside it."""
+    return sorted(path.parent.glob(share_of(path, "*").name))
+
+
 def _or_null(value: Any) -> Any:
     """JSON has no NaN: what was not measured is null."""
     return None if isinstance(value, float) and math.isnan(value) else value

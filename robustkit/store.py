@@ -16,7 +16,7 @@ from robustkit.data import Split
 from robustkit.errors import RobustkitError
 from robustkit.networks import Network
 from robustkit.results import COLUMNS, read_table, write_table
-from robustkit.runs import EXAMPLES, RESULTS
+from robustkit.runs import EXAMPLES, RESULTS, share_of, shares_of
 from robustkit.verdict import Verdict
 from robustkit.world import World
 
@@ -83,24 +83,22 @@ class _Files:
 
     @classmethod
     def of(cls, network: Network, name: str) -> _Files:
-        """Give the files of an evaluation, or of one process's share of it."""
+        """Give the files of an evaluation."""
         folder = network.run.path
         return cls(folder / RESULTS / f"{name}.csv", folder / EXAMPLES / f"{name}.npz")
 
+    def share(self, rank: int) -> _Files:
+        """Give the files of one process's share."""
+        return _Files(share_of(self.table, rank), share_of(self.examples, rank))
+
     def shares(self) -> list[_Files]:
         """Give the files of the shares that lie beside these."""
-        tables = sorted(self.table.parent.glob(f"{_share(self.table.stem, '*')}.csv"))
-        return [_Files(one, self.examples.with_name(f"{one.stem}.npz")) for one in tables]
+        return [_Files(one, self.examples.with_name(f"{one.stem}.npz")) for one in shares_of(self.table)]
 
     def unlink(self) -> None:
         """Remove both."""
         self.examples.unlink(missing_ok=True)  # first: the table says that they are there
         self.table.unlink(missing_ok=True)
-
-
-def _share(name: str, rank: object) -> str:
-    """Name a share; no table of results begins with a dot."""
-    return f".{name}.share{rank}"
 
 
 @dataclass
@@ -133,7 +131,7 @@ class Store:
         _check_alike(world, (name, *astuple(network.subject)))
         shares = files.shares()
         known = Rows.together([Rows.read(one, network.subject.model) for one in (files, *shares)])
-        own = _Files.of(network, _share(name, world.rank)) if world.size > 1 else files
+        own = files.share(world.rank) if world.size > 1 else files
         every = world.gather(known)
         both = Rows.together(every)
         store = cls(world, files, own, both, dirty=bool(shares) or len(both.table) > len(every[0].table))
@@ -141,11 +139,6 @@ class Store:
         for one in shares:
             one.unlink()
         return store
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """All rows that this process knows of."""
-        return Rows.together([self.known, *self.new]).table
 
     def carry(self, smaller: Store, eps: float, split: Split) -> None:
         """Take over the samples of a split that are broken in a smaller ball, with their points where those were kept.
